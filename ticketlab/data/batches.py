@@ -1,0 +1,117 @@
+"""Resident uint8 tensors → normalised batches in a seeded order; split, crop and flip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ticketlab.data.sources import Dataset
+from ticketlab.seeds import derive_seed
+
+CROP_BORDER = 4  # pixels
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images (examples, channels, height, width) as uint8 and labels (examples,), with their normalisation."""
+
+    images: Tensor
+    labels: Tensor
+    scale: Tensor
+    """Per channel, (channels, 1, 1): normalised = image · scale + shift."""
+    shift: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> Examples:
+        """The same examples on a device."""
+        return Examples(*(t.to(device) for t in (self.images, self.labels, self.scale, self.shift)))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test examples of one data set."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+    def to(self, device: torch.device) -> Splits:
+        """The same splits on a device."""
+        return Splits(self.train.to(device), self.validation.to(device), self.test.to(device))
+
+
+def split(dataset: Dataset, validation: int, seed: int) -> Splits:
+    """Set `validation` training examples aside, drawn without replacement; the test set stays as published."""
+    order = permutation(len(dataset.train_labels), seed)
+    held_out, rest = order[:validation], order[validation:].sort().values
+    mean = torch.tensor(dataset.mean).view(-1, 1, 1)
+    std = torch.tensor(dataset.std).view(-1, 1, 1)
+    scale, shift = 1 / (255 * std), -mean / std
+
+    def examples(images: Tensor, labels: Tensor) -> Examples:
+        return Examples(images, labels, scale, shift)
+
+    return Splits(
+        train=examples(dataset.train_images[rest], dataset.train_labels[rest]),
+        validation=examples(dataset.train_images[held_out], dataset.train_labels[held_out]),
+        test=examples(dataset.test_images, dataset.test_labels),
+    )
+
+
+def permutation(count: int, seed: int) -> Tensor:
+    """Random order of 0…count-1, the same for the same seed."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Optimizer steps in one pass; the last batch may be smaller."""
+    return -(-examples // batch_size)
+
+
+def shuffled_batches(
+    examples: Examples, batch_size: int, seed: int, start: int, augment: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches without end from step `start` on, as float images and labels.
+
+    Order and augmentation depend on the seed and the step alone, so that training can be taken up at any step.
+    """
+    per_epoch = steps_per_epoch(len(examples), batch_size)
+    step, order = start, torch.empty(0)
+    while True:
+        epoch, index = divmod(step, per_epoch)
+        if index == 0 or step == start:
+            order = permutation(len(examples), derive_seed(seed, "order", epoch)).to(examples.labels.device)
+        chosen = order[index * batch_size : (index + 1) * batch_size]
+        images = examples.images.index_select(0, chosen)
+        if augment:
+            images = crop_and_flip(images, derive_seed(seed, "augment", step))
+        yield normalise(images, examples), examples.labels.index_select(0, chosen)
+        step += 1
+
+
+def normalise(images: Tensor, examples: Examples) -> Tensor:
+    """uint8 images → float32 with mean 0 and deviation 1 per channel; one copy, changed in place."""
+    return images.float().mul_(examples.scale).add_(examples.shift)
+
+
+def crop_and_flip(images: Tensor, seed: int) -> Tensor:
+    """Each image shifted by up to 4 pixels over a zero border and mirrored with probability ½.
+
+    The whole batch is gathered at once; the draw depends on the seed alone, not on the device.
+    """
+    count, channels, height, width = images.shape
+    generator = torch.Generator().manual_seed(seed)
+    offsets = torch.randint(0, 2 * CROP_BORDER + 1, (2, count, 1), generator=generator)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    rows = torch.arange(height) + offsets[0]
+    columns = torch.where(mirrored, torch.arange(width - 1, -1, -1), torch.arange(width)) + offsets[1]
+    padded_width = width + 2 * CROP_BORDER
+    places = (rows[:, :, None] * padded_width + columns[:, None, :]).view(count, 1, -1).to(images.device)
+    padded = functional.pad(images, [CROP_BORDER] * 4).view(count, channels, -1)
+    return padded.gather(2, places.expand(-1, channels, -1)).view_as(images)

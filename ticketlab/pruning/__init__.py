@@ -1,0 +1,1 @@
+"""Pure arithmetic on weights: saliency, allocation, mask. No files, no printing, no global seed."""

@@ -1,0 +1,160 @@
+"""What a recipe may say: every field, its type, its default. Knows no files and no tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from ticketlab.steps import PATTERN, Duration, parse_duration
+
+Time = Annotated[
+    Duration,
+    BeforeValidator(parse_duration),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": PATTERN}),
+]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Options = dict[str, Any]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values are typed strictly, nothing changes later."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelSection(Section):
+    """The network: a built-in one by name, or a function `name` in the user's own `file`."""
+
+    name: str
+    """Built-in model, or the function in `file` that builds one."""
+    file: str | None = None
+    """Python file of one's own, relative to the recipe."""
+    options: Options = Field(default_factory=dict)
+    """Keyword options of the builder."""
+
+
+class DataSection(Section):
+    """The data set and how it is split and augmented."""
+
+    name: str
+    """Data set by name."""
+    offline: str | None = None
+    """Data set to use instead where this one is absent and cannot be downloaded."""
+    validation: Annotated[int, Field(ge=1)] = 5000
+    """Training examples set aside to choose the early-stop step."""
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the training/validation split; the same for every replicate."""
+    augment: bool = False
+    """Random crop from a 4-pixel zero border and random horizontal flip of training images."""
+
+
+class TrainSection(Section):
+    """How each level is trained."""
+
+    steps: Time
+    """Length of training at level 0; later levels end at the same step."""
+    batch_size: Annotated[int, Field(ge=1)] = 60
+    """Examples in one optimizer step."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    """Optimizer; its state starts empty at every level."""
+    lr: Annotated[float, Field(gt=0)] = 1.2e-3
+    """Learning rate."""
+    momentum: Fraction = 0.0
+    """Momentum of sgd."""
+    nesterov: bool = False
+    """Nesterov's form of sgd's momentum."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """L2 penalty (sgd, adam) or decoupled decay (adamw)."""
+    warmup: Time = Duration(0, "it")
+    """Linear warm-up of the learning rate from 0."""
+    milestones: Annotated[tuple[Time, ...], Field(strict=False)] = ()
+    """Times at which the learning rate is multiplied by `gamma`."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor at each milestone."""
+    evaluate_every: Time = Duration(100, "it")
+    """Grid on which validation loss is read; the early-stop step is its minimum."""
+
+    def model_post_init(self, _: Any, /) -> None:
+        """Refuse settings that the chosen optimizer would ignore."""
+        if self.optimizer != "sgd" and (self.momentum or self.nesterov):
+            raise PydanticCustomError("sgd_only", "momentum and nesterov belong to optimizer: sgd")
+        if self.nesterov and not self.momentum:
+            raise PydanticCustomError("nesterov", "nesterov needs a momentum above 0")
+        if self.evaluate_every.count == 0:
+            raise PydanticCustomError("grid", "evaluate_every must be at least 1it")
+
+
+class PruningSection(Section):
+    """Which weights go, how many, and where the rest restart."""
+
+    criterion: str = "magnitude"
+    """Saliency of a weight; the lowest are removed."""
+    options: Options = Field(default_factory=dict)
+    """Keyword options of the criterion."""
+    scope: Literal["layer", "global"] = "layer"
+    """Where weights compete: inside their layer, or all layers together."""
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Fraction of the remaining weights removed per level."""
+    output_rate: Fraction | None = None
+    """Rate of the last layer alone; left out, it is treated like the others."""
+    rates: dict[str, Fraction] = Field(default_factory=dict)
+    """Rates of layers by name pattern, such as `conv*: 0.1`; the first match counts."""
+    ignore: Names = ()
+    """Name patterns of layers that are never pruned."""
+    levels: Annotated[int, Field(ge=1)] = 10
+    """Prune–rewind–train rounds after the dense level 0; can be extended later."""
+    rewind: Time = Duration(0, "it")
+    """Step of level 0 whose weights a ticket restarts from."""
+    after: Literal["rewind", "lr_rewind", "finetune", "reinit"] = "rewind"
+    """Restart: rewound weights and schedule; trained weights with the schedule rewound; trained weights at
+    the last learning rate; or fresh random weights."""
+
+
+class Recipe(Section):
+    """One experiment."""
+
+    method: Literal["imp", "oneshot"] = "imp"
+    """imp: iterative pruning, level by level; oneshot: every level prunes the dense network at once."""
+    model: ModelSection
+    data: DataSection
+    train: TrainSection
+    pruning: PruningSection = PruningSection()
+    replicates: Annotated[int, Field(ge=1)] = 1
+    """Repetitions with seeds `seed`, `seed + 1`, …; more can be added later."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the first replicate: initial weights, order of data, augmentation."""
+    plugins: Names = ()
+    """Python files of one's own that register criteria, models or data sets."""
+
+    def with_data(self, name: str, validation: int) -> Self:
+        """The same recipe on another data set."""
+        data = self.data.model_copy(update={"name": name, "validation": validation, "offline": None})
+        return self.model_copy(update={"data": data})
+
+
+def recipe_hash(recipe: Recipe, files: dict[str, str] | None = None) -> str:
+    """Short hash of what decides a run's results: every field that differs from its default.
+
+    Levels and replicates are left out, because a finished run can be extended by either; so is the stand-in
+    data set, which is not used once the real one is found. Fields added later change no hash while they are
+    at their default.
+
+    Args:
+        files: SHA-256 of each file of the user's own that the recipe names.
+    """
+    fields = recipe.model_dump(mode="json", exclude_defaults=True)
+    fields.get("pruning", {}).pop("levels", None)
+    fields["data"].pop("offline", None)
+    fields.pop("replicates", None)
+    if not fields.get("pruning", True):
+        del fields["pruning"]
+    canonical = json.dumps({"recipe": fields, "files": files or {}}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:6]

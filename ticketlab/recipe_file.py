@@ -1,0 +1,207 @@
+"""A recipe's YAML text → a `Recipe`; every error at once, each with file, line and column."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ticketlab.errors import RecipeError
+from ticketlab.recipe import Recipe
+from ticketlab.registry import did_you_mean
+
+Key = tuple[str | int, ...]
+Problem = tuple[Key, str]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the scalars of YAML 1.2's core schema: `1e-3` is a number, `on` is a string."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+_Loader.yaml_implicit_resolvers[""] = _Loader.yaml_implicit_resolvers.get("\0", [])
+
+
+def _whole_number(_: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    """YAML 1.2 reads `017` as 17 and octal only as `0o17`."""
+    text = str(node.value)
+    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A valid recipe and where each of its keys stands, so that later checks can point at them too."""
+
+    path: Path
+    recipe: Recipe
+    places: dict[Key, str]
+
+    def with_recipe(self, recipe: Recipe) -> RecipeFile:
+        """The same file and places with another recipe."""
+        return replace(self, recipe=recipe)
+
+    def error(self, problems: Iterable[Problem]) -> RecipeError:
+        """One error that lists all problems with their places."""
+        return RecipeError("\n".join(_located(problem, self.path, self.places) for problem in problems))
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
+    """Read and check a recipe; raises RecipeError that lists all mistakes.
+
+    Args:
+        overrides: `a.b=c` each; checked exactly like the file.
+    """
+    places: dict[Key, str] = {}
+    tree, problems = _parse(_text(path), path, places)
+    problems += _override(tree, overrides, places)
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems += [_explain(dict(detail)) for detail in error.errors(include_url=False)]
+    if problems:
+        raise RecipeError("\n".join(dict.fromkeys(_located(p, path, places) for p in problems)))
+    return RecipeFile(path, recipe, places)
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """A recipe with every field written out; reading it back gives an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        known = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, known) if known else ""
+        raise RecipeError(f"{path}: no such recipe{hint}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not a text file (a recipe is YAML in UTF-8)") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _parse(text: str, path: Path, places: dict[Key, str]) -> tuple[dict[str, Any], list[Problem]]:
+    """The mapping in a YAML text; fills `places`; returns duplicate keys as problems."""
+    problems: list[Problem] = []
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            raise RecipeError(f"{path}: is empty; a recipe needs at least model, data and train")
+        if not isinstance(node, yaml.MappingNode):
+            raise RecipeError(f"{path}:1:1: a recipe is a mapping of keys to values, not a list or a scalar")
+        _walk(node, (), str(path), places, problems)
+        return loader.construct_document(node), problems
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise RecipeError(f"{where}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecipeError(f"{path}: not valid YAML: {first}") from error
+
+
+def _walk(node: yaml.Node, key: Key, name: str, places: dict[Key, str], problems: list[Problem]) -> None:
+    places.setdefault(key, f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}")
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _walk(item, (*key, index), name, places, problems)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for name_node, value in node.value:
+            word, line = str(name_node.value), name_node.start_mark.line + 1
+            inner = (*key, word)
+            if word in seen:
+                # the place of the second occurrence, which `places` would not keep
+                twice = (*key, f"{word}\0{line}")
+                places[twice] = f"{name}:{line}:{name_node.start_mark.column + 1}"
+                problems.append((twice, f"duplicate key; first at line {seen[word]}"))
+            else:
+                seen[word] = line
+                places[inner] = f"{name}:{line}:{name_node.start_mark.column + 1}"
+            _walk(value, inner, name, places, problems)
+
+
+def _override(tree: dict[str, Any], overrides: Sequence[str], places: dict[Key, str]) -> list[Problem]:
+    """Write each `a.b=c` into the tree; returns those that have no such form."""
+    problems: list[Problem] = []
+    for text in overrides:
+        dotted, equals, value = text.partition("=")
+        key: Key = tuple(dotted.split("."))
+        places[key] = f"--set {text}"
+        if not equals or not all(key):
+            problems.append((key, "write it as --set section.key=value"))
+            continue
+        branch: Any = tree
+        for part in key[:-1]:
+            branch = branch.setdefault(part, {}) if isinstance(branch, dict) else None
+        if not isinstance(branch, dict):
+            problems.append((key, "there is no such section to set a key in"))
+            continue
+        try:
+            branch[key[-1]] = yaml.load(value, _Loader)
+        except yaml.YAMLError:
+            problems.append((key, f"'{value}' is not a YAML value"))
+    return problems
+
+
+def _explain(detail: dict[str, Any]) -> Problem:
+    """pydantic's error in our words."""
+    key: Key = tuple(part for part in detail["loc"] if part != "[key]")
+    kind, message, value = detail["type"], str(detail["msg"]), detail.get("input")
+    if kind == "extra_forbidden":
+        return key, "unknown key" + did_you_mean(str(key[-1]), _known_keys(key[:-1]))
+    if kind == "missing":
+        return key, "required key is missing"
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']+)'", detail["ctx"]["expected"])
+        return key, f"{value!r} is not one of {', '.join(choices)}{_near(str(value), choices)}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return key, f"this is a section: write keys and values under it (got {value!r})"
+    if kind in ("sgd_only", "nesterov", "grid"):
+        return key, message
+    return key, f"{message.removeprefix('Value error, ')} (got {value!r})"
+
+
+def _near(name: str, known: list[str]) -> str:
+    hint = did_you_mean(name, known)
+    return hint if "did you mean" in hint else ""
+
+
+def _known_keys(section: Key) -> list[str]:
+    """Names of the fields of a section of the recipe."""
+    model: type[BaseModel] = Recipe
+    for part in section:
+        annotation = model.model_fields[str(part)].annotation
+        kinds = [annotation, *get_args(annotation)]
+        model = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
+    return list(model.model_fields)
+
+
+def _located(problem: Problem, path: Path, places: dict[Key, str]) -> str:
+    """`file:line:column: key: message`; a missing key stands where its section does."""
+    key, message = problem
+    at = next(places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in places)
+    dotted = ".".join(str(part).partition("\0")[0] for part in key)
+    return f"{at}: {dotted}: {message}" if dotted else f"{at}: {message}"

@@ -1,0 +1,89 @@
+"""Files that are whole or absent: written beside their name and renamed; tensors carry a checksum."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ticketlab.errors import RunError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put a file in place at once; a reader or a crash sees the old one or the new one, nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """One JSON object, indented for people."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises RunError that names a damaged file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path, str(error)) from error
+    if not isinstance(content, dict):
+        raise damaged(path, "not a JSON object")
+    return content
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Tensors and facts about them (as JSON) in one safetensors file with a checksum over both."""
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = json.dumps(facts, sort_keys=True)
+    metadata = {"facts": text, "crc32": str(_checksum(contiguous, text))}
+    write_bytes(path, save(contiguous, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a file; raises RunError when it is damaged in any bit."""
+    try:
+        content = path.read_bytes()
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = header["__metadata__"]
+        facts = json.loads(metadata["facts"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise damaged(path, str(error)) from error
+    if metadata.get("crc32") != str(_checksum(tensors, metadata["facts"])):
+        raise damaged(path, "checksum does not match")
+    return tensors, facts
+
+
+def damaged(path: Path, reason: str) -> RunError:
+    """The error for a file that cannot be used, with the way out."""
+    return RunError(
+        f"{path}: damaged ({reason}); delete {path.parent} and run the same command: "
+        "what it held is computed again"
+    )
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> int:
+    value = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
+    return value

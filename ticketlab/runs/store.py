@@ -1,0 +1,238 @@
+"""A run directory: layout, what is finished, locks, finding runs again.
+
+    lenet_mnist-3f9a1c/
+      recipe.yaml              resolved, as run
+      manifest.json            versions, commit, seeds, data checksum, host, state
+      replicate_1/rewind.safetensors
+      replicate_1/level_3/     ticket, checkpoint while training, early_stop and final weights, metrics, events
+
+A level is finished when its `metrics.json` exists: it is written last.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from ticketlab.errors import RunError
+from ticketlab.registry import did_you_mean
+from ticketlab.runs.files import damaged, read_json, read_tensors, write_bytes, write_json, write_tensors
+from ticketlab.runs.ticket import Ticket, read_ticket, write_ticket
+
+ORPHAN_PATIENCE = 10  # seconds for the workers of a killed run to notice and stop
+
+
+@dataclass(frozen=True)
+class Level:
+    """A finished level. Accuracies are fractions of 1; test figures without `final_` are at the early-stop step."""
+
+    replicate: int
+    seed: int
+    level: int
+    density: float
+    remaining: int
+    total: int
+    val_accuracy: float
+    val_loss: float
+    test_accuracy: float
+    test_loss: float
+    early_stop_step: int
+    final_val_accuracy: float
+    final_test_accuracy: float
+    final_test_loss: float
+    steps: int
+    """Optimizer steps of this level."""
+    seconds: float
+    step_ms: float
+    """Milliseconds per optimizer step, evaluation not counted."""
+    layers: dict[str, float]
+    """Density of each layer."""
+    curve: tuple[dict[str, float], ...]
+    """At each point of the evaluation grid: step, train_loss, val_loss, val_accuracy, lr, step_ms."""
+
+    def summary(self) -> dict[str, Any]:
+        """The record without its curve."""
+        return {name: value for name, value in asdict(self).items() if name != "curve"}
+
+
+class RunStore:
+    """One run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """The run's name: recipe's stem and hash."""
+        return self.path.name
+
+    def replicate_dir(self, replicate: int) -> Path:
+        """Folder of one replicate; replicates count from 1."""
+        return self.path / f"replicate_{replicate}"
+
+    def level_dir(self, replicate: int, level: int) -> Path:
+        """Folder of one level; level 0 is the dense network."""
+        return self.replicate_dir(replicate) / f"level_{level}"
+
+    # --- manifest and recipe
+
+    def read_manifest(self) -> dict[str, Any]:
+        """What is known about the run as a whole; empty before its first start."""
+        path = self.path / "manifest.json"
+        return read_json(path) if path.exists() else {}
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Replace the manifest."""
+        write_json(self.path / "manifest.json", manifest)
+
+    def write_recipe(self, text: str) -> None:
+        """Keep the resolved recipe."""
+        write_bytes(self.path / "recipe.yaml", text.encode())
+
+    # --- levels
+
+    def has_level(self, replicate: int, level: int) -> bool:
+        """Whether the level is finished."""
+        return (self.level_dir(replicate, level) / "metrics.json").exists()
+
+    def read_level(self, replicate: int, level: int) -> Level:
+        """A finished level."""
+        path = self.level_dir(replicate, level) / "metrics.json"
+        content = read_json(path)
+        if set(content) != {field.name for field in fields(Level)}:
+            raise damaged(path, "not the record of a level")
+        return Level(**{**content, "curve": tuple(content["curve"])})
+
+    def write_level(self, level: Level, early_stop: Mapping[str, Tensor], final: Mapping[str, Tensor]) -> None:
+        """Finish a level: its weights, then its record, then the checkpoint is of no more use."""
+        folder = self.level_dir(level.replicate, level.level)
+        write_tensors(folder / "early_stop.safetensors", early_stop, {"step": level.early_stop_step})
+        write_tensors(folder / "final.safetensors", final, {})
+        write_json(folder / "metrics.json", asdict(level))
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+    def levels(self, replicate: int) -> list[Level]:
+        """Finished levels of a replicate without a gap, from 0."""
+        found: list[Level] = []
+        while self.has_level(replicate, len(found)):
+            found.append(self.read_level(replicate, len(found)))
+        return found
+
+    def replicates(self) -> list[int]:
+        """Replicates that have a folder."""
+        numbers = [p.name.removeprefix("replicate_") for p in self.path.glob("replicate_*") if p.is_dir()]
+        return sorted(int(number) for number in numbers if number.isdecimal())
+
+    def read_weights(self, replicate: int, level: int, which: str) -> dict[str, Tensor]:
+        """Weights of a finished level, `early_stop` or `final`."""
+        return read_tensors(self.level_dir(replicate, level) / f"{which}.safetensors")[0]
+
+    # --- tickets, rewind point, checkpoint
+
+    def read_ticket(self, replicate: int, level: int) -> Ticket | None:
+        """The ticket of a level, if it has been drawn."""
+        path = self.level_dir(replicate, level) / "ticket.safetensors"
+        return read_ticket(path) if path.exists() else None
+
+    def write_ticket(self, replicate: int, level: int, ticket: Ticket) -> None:
+        """Keep the ticket that a level trains."""
+        write_ticket(self.level_dir(replicate, level) / "ticket.safetensors", ticket)
+
+    def read_rewind(self, replicate: int) -> dict[str, Tensor]:
+        """Dense weights at the rewind step."""
+        return read_tensors(self.replicate_dir(replicate) / "rewind.safetensors")[0]
+
+    def write_rewind(self, replicate: int, weights: Mapping[str, Tensor], step: int) -> None:
+        """Keep the dense weights at the rewind step."""
+        write_tensors(self.replicate_dir(replicate) / "rewind.safetensors", weights, {"step": step})
+
+    def read_checkpoint(self, replicate: int, level: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """State inside an unfinished level, if there is any."""
+        path = self.level_dir(replicate, level) / "checkpoint.safetensors"
+        return read_tensors(path) if path.exists() else None
+
+    def write_checkpoint(
+        self, replicate: int, level: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> None:
+        """Keep the state inside a level."""
+        write_tensors(self.level_dir(replicate, level) / "checkpoint.safetensors", tensors, facts)
+
+    # --- locks
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run; raises RunError when another process does. A killed process holds nothing."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            held = FileLock(self.path / ".lock", timeout=0)
+            held.acquire()
+        except Timeout as error:
+            raise RunError(f"{self.path}: another process is writing this run; wait for it or stop it") from error
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot be written ({error.strerror}); name another folder with --runs"
+            ) from error
+        try:
+            yield
+        finally:
+            held.release()
+
+    @contextmanager
+    def lock_replicate(self, replicate: int) -> Iterator[None]:
+        """Hold one replicate; waits a little for the orphaned worker of a killed run to go away."""
+        folder = self.replicate_dir(replicate)
+        folder.mkdir(parents=True, exist_ok=True)
+        held = FileLock(folder / ".lock", timeout=ORPHAN_PATIENCE)
+        try:
+            with held:
+                yield
+        except Timeout as error:
+            raise RunError(f"{folder}: another process is writing this replicate") from error
+
+    def is_held(self) -> bool:
+        """Whether a process is writing this run now."""
+        held = FileLock(self.path / ".lock", timeout=0)
+        try:
+            with held:
+                return False
+        except (Timeout, OSError):
+            return True
+
+
+def list_runs(root: Path) -> list[RunStore]:
+    """All runs in a folder, the oldest first."""
+    found = [p.parent for p in root.glob("*/manifest.json")] if root.is_dir() else []
+    return [RunStore(path) for path in sorted(found, key=lambda p: (p / "manifest.json").stat().st_mtime)]
+
+
+def find_run(root: Path, name: str | None) -> RunStore:
+    """A run by path, name or unique prefix; the newest without a name. Raises RunError that lists the choices."""
+    runs = list_runs(root)
+    if name is None:
+        if not runs:
+            raise RunError(f"no runs in {root}; make one with: ticketlab prune recipes/lenet_mnist.yaml")
+        return runs[-1]
+    if (Path(name) / "manifest.json").is_file():
+        return RunStore(Path(name))
+    exact = [run for run in runs if run.name == name]
+    matching = exact or [run for run in runs if run.name.startswith(name)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise RunError(f"'{name}' fits several runs: {', '.join(run.name for run in matching)}")
+    known = [run.name for run in runs]
+    raise RunError(f"no run '{name}' in {root}" + (did_you_mean(name, known) if known else ""))
+
+
+def remove_run(run: RunStore) -> None:
+    """Delete a run's folder; raises RunError while a process is writing it."""
+    if run.is_held():
+        raise RunError(f"{run.path}: another process is writing this run; stop it first")
+    shutil.rmtree(run.path)

@@ -1,0 +1,81 @@
+"""Training as TensorBoard events: scalars, histograms of live weights, the recipe, a margin chart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from ticketlab.pruning.masks import Mask, layer_densities
+
+MARGIN = ("test_accuracy/mean", "test_accuracy/lowest", "test_accuracy/highest")
+
+
+class LevelEvents:
+    """Events of one level; a level taken up at step `start` hides what was logged beyond it before."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=start or None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def point(self, step: int, values: Mapping[str, float]) -> None:
+        """One point of the evaluation grid."""
+        for name, value in values.items():
+            if name != "step":
+                self._writer.add_scalar(_tag(name), value, step)
+
+    def ticket(self, mask: Mask, step: int) -> None:
+        """Density of each layer."""
+        for name, value in layer_densities(mask).items():
+            self._writer.add_scalar(f"density/{name}", value, step)
+
+    def weights(self, weights: Mapping[str, Tensor], mask: Mask, step: int) -> None:
+        """Histogram of each layer's live weights; dead ones would hide them under a spike at zero."""
+        for name, kept in mask.items():
+            self._writer.add_histogram(f"live_weights/{name}", weights[name][kept].cpu().numpy(), step)
+
+    def flush(self) -> None:
+        """Put all events on disk."""
+        self._writer.flush()
+
+
+def _tag(name: str) -> str:
+    split, _, figure = name.partition("_")
+    return f"{figure}/{split}" if split in ("train", "val") else f"training/{name}"
+
+
+def write_run_summary(
+    folder: Path, recipe_text: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, float]]
+) -> None:
+    """The run as a whole in its own folder: recipe, hyper-parameters, and accuracy against level.
+
+    Args:
+        settings: Hyper-parameters by dotted name; values of text, number or truth.
+        rows: One for each level: density, mean, lowest, highest (test accuracy over replicates).
+    """
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_text("recipe", "```yaml\n" + recipe_text + "```")
+        layout = {"accuracy": {"test accuracy by level: mean, lowest, highest": ["Margin", list(MARGIN)]}}
+        writer.add_custom_scalars(layout)
+        for level, row in enumerate(rows):
+            for tag in MARGIN:
+                writer.add_scalar(tag, row[tag.rpartition("/")[2]], level)
+            writer.add_scalar("density/all", row["density"], level)
+        # the public add_hparams() would open a second run beside this one
+        assert writer.file_writer is not None
+        for record in hparams(dict(settings), {tag: 0.0 for tag in (MARGIN[0], "density/all")}):
+            writer.file_writer.add_summary(record)

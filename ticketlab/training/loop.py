@@ -1,0 +1,84 @@
+"""One optimizer step at a time, under a mask; evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ticketlab.data.batches import Examples, normalise
+from ticketlab.pruning.masks import Mask
+
+EVALUATION_BATCH = 1000  # examples
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step leaves behind."""
+
+    index: int
+    """Steps done, counted from the start of level 0's schedule."""
+    loss: Tensor
+    """Mean cross-entropy of the batch before the step; a scalar still on its device."""
+
+
+def train_steps(
+    model: nn.Module,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    learning_rate: Callable[[int], float],
+    mask: Mask,
+    start: int,
+    stop: int,
+) -> Iterator[Step]:
+    """Train from step `start` to `stop`, yielding after each step.
+
+    The weights must already be masked. Gradients of removed weights are set to zero before the optimizer sees
+    them; its state starts empty, so removed weights have no momentum, no decay and stay exactly +0.0.
+    """
+    frozen = _sparse_parameters(model, mask)
+    model.train()
+    for index in range(start, stop):
+        images, labels = next(batches)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(index)
+        loss = functional.cross_entropy(model(images), labels)
+        loss.backward()
+        for parameter, kept in frozen:
+            assert parameter.grad is not None
+            parameter.grad.mul_(kept)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield Step(index + 1, loss.detach())
+
+
+def _sparse_parameters(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, Tensor]]:
+    """Parameters with removed weights, each with its mask as numbers; full ones need no work."""
+    parameters = dict(model.named_parameters())
+    return [
+        (parameters[name], kept.to(parameters[name].dtype)) for name, kept in mask.items() if not kept.all()
+    ]
+
+
+def revived(model: nn.Module, mask: Mask) -> list[str]:
+    """Layers in which a removed weight is no longer zero: always empty, or training is wrong."""
+    parameters = dict(model.named_parameters())
+    return [name for name, kept in mask.items() if parameters[name][~kept].any()]
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, examples: Examples) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy (a fraction of 1) over all examples; leaves the model in training mode."""
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=examples.labels.device)
+    right = torch.zeros((), dtype=torch.int64, device=examples.labels.device)
+    for first in range(0, len(examples), EVALUATION_BATCH):
+        labels = examples.labels[first : first + EVALUATION_BATCH]
+        logits = model(normalise(examples.images[first : first + EVALUATION_BATCH], examples))
+        loss += functional.cross_entropy(logits, labels, reduction="sum")
+        right += (logits.argmax(dim=1) == labels).sum()
+    model.train()
+    return loss.item() / len(examples), right.item() / len(examples)

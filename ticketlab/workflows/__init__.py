@@ -1,0 +1,1 @@
+"""Experiments end to end: what happens in which order."""

@@ -1,0 +1,246 @@
+"""From a recipe (names and numbers) to a plan (the objects they stand for): the last point where it can be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketlab.data.batches import Splits, split, steps_per_epoch
+from ticketlab.data.files import Places
+from ticketlab.data.sources import Dataset, datasets, load_with_stand_in
+from ticketlab.errors import PluginError, PruningError, TicketlabError
+from ticketlab.models import models
+from ticketlab.pruning.allocate import Pool, keep_count, make_pools
+from ticketlab.pruning.criteria import criteria
+from ticketlab.pruning.masks import full_mask
+from ticketlab.recipe import Recipe, recipe_hash
+from ticketlab.recipe_file import Problem, RecipeFile
+from ticketlab.registry import check_options, file_digest, load_file, where_it_failed
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data set in use and, where it is a stand-in, what for and why."""
+
+    dataset: Dataset
+    stand_in_for: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run needs, checked."""
+
+    file: RecipeFile
+    data: Data
+    splits: Splits
+    build: Callable[[int], nn.Module]
+    """Seed → the network with its initial weights, on the CPU."""
+    sizes: dict[str, int]
+    """Weights of each prunable layer."""
+    pools: list[Pool]
+    steps_per_epoch: int
+    steps: int
+    """Optimizer step at which every level ends."""
+    rewind: int
+    """Step whose weights a ticket restarts from."""
+    evaluate_every: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe as run: with the stand-in's name where one is used."""
+        return self.file.recipe
+
+    @property
+    def name(self) -> str:
+        """Name of the run directory."""
+        return f"{self.file.path.stem}-{self.hash}"
+
+    @property
+    def hash(self) -> str:
+        """Hash of what decides the results."""
+        return recipe_hash(self.recipe, user_files(self.file))
+
+    def keeps(self, level: int) -> list[int]:
+        """Weights that each pool keeps at a level."""
+        return [keep_count(pool, self.sizes, level) for pool in self.pools]
+
+    def start(self, level: int) -> int:
+        """Step at which a level's training starts."""
+        return 0 if level == 0 or self.recipe.pruning.after == "reinit" else self.rewind
+
+
+def user_files(file: RecipeFile) -> dict[str, str]:
+    """Digest of each Python file that the recipe names."""
+    named = [*file.recipe.plugins, *([file.recipe.model.file] if file.recipe.model.file else [])]
+    return {name: file_digest(file.path.parent / name) for name in named}
+
+
+def check_recipe(file: RecipeFile) -> None:
+    """Load plugins and check every name and option; raises RecipeError that lists all problems."""
+    problems: list[Problem] = []
+    for index, name in enumerate(file.recipe.plugins):
+        try:
+            load_file(file.path.parent / name)
+        except PluginError as error:
+            problems.append((("plugins", index), str(error)))
+    recipe = file.recipe
+    problems += _check(
+        ("pruning", "criterion"), lambda: criteria.find(recipe.pruning.criterion), recipe.pruning.options
+    )
+    problems += _check(("model", "name"), lambda: _builder(file), recipe.model.options)
+    for key, name in (("name", recipe.data.name), ("offline", recipe.data.offline)):
+        if name is not None:
+            problems += _check(("data", key), partial(datasets.find, name), {})
+    if problems:
+        raise file.error(problems)
+
+
+def _check(
+    key: tuple[str, str], find: Callable[[], Callable[..., Any]], options: Mapping[str, Any]
+) -> list[Problem]:
+    try:
+        function = find()
+    except TicketlabError as error:
+        return [(key, str(error))]
+    return [((key[0], "options", option), message) for option, message in check_options(function, options)]
+
+
+def _builder(file: RecipeFile) -> Callable[..., Any]:
+    """The function that builds the recipe's model, built in or the user's own."""
+    model = file.recipe.model
+    if model.file is None:
+        return models.find(model.name)
+    path = file.path.parent / model.file
+    function = getattr(load_file(path), model.name, None)
+    if not callable(function):
+        raise PluginError(f"{path} has no function '{model.name}'")
+    return function  # type: ignore[no-any-return]
+
+
+def load_data(file: RecipeFile, places: Places) -> tuple[RecipeFile, Data]:
+    """The recipe's data set or its stand-in, and the recipe that names the one in use."""
+    section = file.recipe.data
+    dataset, reason = load_with_stand_in(section.name, section.offline, places)
+    if reason is None:
+        return file, Data(dataset)
+    # a stand-in is smaller: hold out at most a tenth of it
+    validation = min(section.validation, len(dataset.train_labels) // 10)
+    recipe = file.recipe.with_data(dataset.name, validation)
+    return file.with_recipe(recipe), Data(dataset, section.name, reason)
+
+
+def make_plan(file: RecipeFile, data: Data) -> Plan:
+    """Turn names into objects; raises RecipeError that lists everything that cannot be run."""
+    check_recipe(file)
+    recipe, train = file.recipe, file.recipe.train
+    available = len(data.dataset.train_labels)
+    if recipe.data.validation >= available:
+        raise file.error(
+            [(("data", "validation"), f"only {available} training examples; {recipe.data.validation} is too many")]
+        )
+    splits = split(data.dataset, recipe.data.validation, recipe.data.split_seed)
+    per_epoch = steps_per_epoch(len(splits.train), train.batch_size)
+    problems = _check_times(recipe, per_epoch)
+    sizes: dict[str, int] = {}
+    pools: list[Pool] = []
+    build = partial(_build, file, data.dataset)
+    try:
+        sizes = _check_model(build(recipe.seed), data.dataset)
+        pools = _pools(recipe, sizes)
+    except PruningError as error:
+        problems.append((("pruning",), str(error)))
+    except PluginError as error:
+        problems.append((("model",), str(error)))
+    if problems:
+        raise file.error(problems)
+    return Plan(
+        file=file,
+        data=data,
+        splits=splits,
+        build=build,
+        sizes=sizes,
+        pools=pools,
+        steps_per_epoch=per_epoch,
+        steps=train.steps.steps(per_epoch),
+        rewind=recipe.pruning.rewind.steps(per_epoch),
+        evaluate_every=train.evaluate_every.steps(per_epoch),
+    )
+
+
+def _check_times(recipe: Recipe, per_epoch: int) -> list[Problem]:
+    """Times that do not fit together, once the length of an epoch is known."""
+    stop, rewind = recipe.train.steps.steps(per_epoch), recipe.pruning.rewind.steps(per_epoch)
+    problems: list[Problem] = []
+    if stop == 0:
+        problems.append((("train", "steps"), "training needs at least 1it"))
+    elif rewind >= stop:
+        message = f"step {rewind} is not before the end of training at step {stop}; rewind to an earlier step"
+        problems.append((("pruning", "rewind"), message))
+    return problems
+
+
+def _pools(recipe: Recipe, sizes: Mapping[str, int]) -> list[Pool]:
+    section = recipe.pruning
+    pools = make_pools(sizes, section.scope, section.rate, section.output_rate, section.rates, section.ignore)
+    if all(keep_count(pool, sizes, 1) == keep_count(pool, sizes, 0) for pool in pools):
+        raise PruningError("no weight would ever be removed; raise the rate or ignore fewer layers")
+    return pools
+
+
+def _build(file: RecipeFile, dataset: Dataset, seed: int) -> nn.Module:
+    """The recipe's network with initial weights drawn from `seed`; the caller's randomness is left alone."""
+    builder = _builder(file)
+    options = dict(file.recipe.model.options)
+    positional = (dataset.input_shape, dataset.classes) if _takes_shape(builder) else ()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = builder(*positional, **options)
+        except Exception as error:
+            raise PluginError(_blame(file, error, "cannot be built", dataset)) from error
+    if not isinstance(model, nn.Module):
+        raise PluginError(f"'{file.recipe.model.name}' returned {type(model).__name__}, not a torch nn.Module")
+    return model
+
+
+def _takes_shape(builder: Callable[..., Any]) -> bool:
+    """Whether a builder asks for (input shape, classes); a user's own may do without."""
+    code = getattr(builder, "__code__", None)
+    return code is None or code.co_argcount == 2
+
+
+def _check_model(model: nn.Module, dataset: Dataset) -> dict[str, int]:
+    """Sizes of the prunable layers of a model that really maps this data to its classes."""
+    model.eval()
+    with torch.inference_mode():
+        try:
+            logits = model(torch.zeros(2, *dataset.input_shape))
+        except Exception as error:
+            raise PluginError(f"the model cannot read {_shape(dataset)} images: {error}") from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, dataset.classes):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise PluginError(f"the model should answer 2 images with logits (2, {dataset.classes}), gave {found}")
+    mask = full_mask(model)
+    if not mask:
+        raise PluginError("the model has no linear or convolution layer to prune")
+    return {name: kept.numel() for name, kept in mask.items()}
+
+
+def _blame(file: RecipeFile, error: Exception, what: str, dataset: Dataset) -> str:
+    own = file.recipe.model.file
+    where = f"{where_it_failed(error, file.path.parent / own)}: " if own else ""
+    name = file.recipe.model.name
+    return f"{where}'{name}' {what} for {_shape(dataset)} images: {type(error).__name__}: {error}"
+
+
+def _shape(dataset: Dataset) -> str:
+    return "×".join(str(size) for size in dataset.input_shape)
+
+
