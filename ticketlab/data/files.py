@@ -25,6 +25,7 @@ class Places:
 
     root: Path | None
     cache: Path
+    may_download: bool = True
 
     @classmethod
     def default(cls, root: Path | None = None) -> Places:
@@ -41,8 +42,7 @@ class Places:
             next(self.root.iterdir(), None)
         except OSError as error:
             raise DataError(
-                f"data folder {self.root}: {error.strerror}; name a readable folder with --data or "
-                "$TICKETLAB_DATA"
+                f"data folder {self.root}: {error.strerror}; name a readable folder with --data or $TICKETLAB_DATA"
             ) from error
         return [self.root, self.cache]
 
@@ -74,22 +74,27 @@ def read_files(files: FileSet, places: Places) -> tuple[dict[str, bytes], str]:
     Order: the user's folder, the cache, system packages, download. Raises DataError when a file found is not
     the published one, MissingData when there is none and it cannot be downloaded.
     """
-    found = find_folder(files, places)
+    found = find(files, places)
     if found is None:
+        if not places.may_download:
+            raise MissingData(f"{files.name} is not on this machine; get it with: ticketlab data fetch {files.name}")
         download(files, places.cache)
+        found = places.cache / files.folder
+    if found.is_file():
+        _unpack(found, places.cache, files)
         found = places.cache / files.folder
     return {name: _verified(found, name, md5) for name, md5 in files.files.items()}, str(found)
 
 
-def find_folder(files: FileSet, places: Places) -> Path | None:
-    """The first folder that holds every file; an archive found on the way is unpacked into the cache."""
+def find(files: FileSet, places: Places) -> Path | None:
+    """The first folder that holds every file, or archive that holds the folder; nothing is read or written."""
     for root in places.roots():
         if _holds_all(root / files.folder, files):
             return root / files.folder
+    for root in places.roots():
         for archive in files.archives:
             if (root / archive).is_file():
-                _unpack(root / archive, places.cache, files)
-                return places.cache / files.folder
+                return root / archive
     return next((folder for folder in files.packaged if _holds_all(folder, files)), None)
 
 

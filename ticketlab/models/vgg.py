@@ -13,9 +13,7 @@ BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 
 
 @models.register("vgg_16")
-def vgg_16(
-    inputs: Shape, classes: int, *, batchnorm_init: Literal["ones", "uniform"] = "uniform"
-) -> nn.Module:
+def vgg_16(inputs: Shape, classes: int, *, batchnorm_init: Literal["ones", "uniform"] = "uniform") -> nn.Module:
     """14.7 million weights; batch-norm scales start uniform in 0…1 as in the lottery ticket experiments.
 
     Source: Simonyan & Zisserman 2015, configuration D; linear part of Frankle et al. 2020.

@@ -54,9 +54,7 @@ def make_pools(
     return ([Pool(tuple(shared), rate)] if shared else []) + pools
 
 
-def _own_rate(
-    name: str, output_rate: float | None, rates: Mapping[str, float], ignore: Sequence[str]
-) -> float | None:
+def _own_rate(name: str, output_rate: float | None, rates: Mapping[str, float], ignore: Sequence[str]) -> float | None:
     if any(_fits(name, pattern) for pattern in ignore):
         return 0.0
     matching = (own for pattern, own in rates.items() if _fits(name, pattern))
@@ -94,7 +92,7 @@ def allocate(saliency: Mapping[str, Tensor], mask: Mask, pool: Pool, keep: int) 
     order = flat_saliency[positions].argsort(stable=True)
     kept = flat_mask.clone()
     kept[positions[order[:remove]]] = False
-    pieces = kept.split([mask[name].numel() for name in pool.layers])
+    pieces = torch.split(kept, [mask[name].numel() for name in pool.layers])
     return {name: piece.view_as(mask[name]) for name, piece in zip(pool.layers, pieces, strict=True)}
 
 

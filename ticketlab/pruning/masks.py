@@ -18,9 +18,7 @@ def prunable(model: nn.Module) -> list[str]:
     """
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return [
-        f"{name}.weight" if name else "weight"
-        for name, module in model.named_modules()
-        if isinstance(module, layers)
+        f"{name}.weight" if name else "weight" for name, module in model.named_modules() if isinstance(module, layers)
     ]
 
 

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from ticketlab.errors import RunError
 
+PARTIAL = ".partial"
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Put a file in place at once; a reader or a crash sees the old one or the new one, nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -32,6 +34,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what a killed process left half-written below a folder."""
+    for left in folder.rglob(f".*{PARTIAL}"):
+        left.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -76,8 +84,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def damaged(path: Path, reason: str) -> RunError:
     """The error for a file that cannot be used, with the way out."""
     return RunError(
-        f"{path}: damaged ({reason}); delete {path.parent} and run the same command: "
-        "what it held is computed again"
+        f"{path}: damaged ({reason}); delete {path.parent} and run the same command: what it held is computed again"
     )
 
 

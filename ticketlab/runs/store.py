@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,16 @@ from torch import Tensor
 
 from ticketlab.errors import RunError
 from ticketlab.registry import did_you_mean
-from ticketlab.runs.files import damaged, read_json, read_tensors, write_bytes, write_json, write_tensors
+from ticketlab.runs.files import (
+    damaged,
+    read_json,
+    read_tensors,
+    remove_partial,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
+from ticketlab.runs.manifest import now
 from ticketlab.runs.ticket import Ticket, read_ticket, write_ticket
 
 ORPHAN_PATIENCE = 10  # seconds for the workers of a killed run to notice and stop
@@ -95,6 +104,25 @@ class RunStore:
     def write_recipe(self, text: str) -> None:
         """Keep the resolved recipe."""
         write_bytes(self.path / "recipe.yaml", text.encode())
+
+    def set_state(self, state: str) -> None:
+        """Record how the run stands, as far as a full or missing disk allows."""
+        with suppress(OSError, RunError):
+            self.write_manifest({**self.read_manifest(), "state": state, "updated": now()})
+
+    def write_log(self, text: str) -> Path:
+        """Keep a traceback; returns where."""
+        path = self.path / "error.log"
+        with suppress(OSError):
+            write_bytes(path, text.encode())
+        return path
+
+    def check(self) -> None:
+        """Read every record and unfinished state; raises RunError for a damaged one before anything starts."""
+        for replicate in self.replicates():
+            for level in range(len(self.levels(replicate)) + 1):
+                self.read_ticket(replicate, level)
+                self.read_checkpoint(replicate, level)
 
     # --- levels
 
@@ -182,6 +210,8 @@ class RunStore:
         try:
             yield
         finally:
+            if not (self.path / "manifest.json").exists():
+                shutil.rmtree(self.path, ignore_errors=True)  # a run that never started leaves nothing
             held.release()
 
     @contextmanager
@@ -191,10 +221,14 @@ class RunStore:
         folder.mkdir(parents=True, exist_ok=True)
         held = FileLock(folder / ".lock", timeout=ORPHAN_PATIENCE)
         try:
-            with held:
-                yield
+            held.acquire()
         except Timeout as error:
             raise RunError(f"{folder}: another process is writing this replicate") from error
+        try:
+            remove_partial(folder)
+            yield
+        finally:
+            held.release()
 
     def is_held(self) -> bool:
         """Whether a process is writing this run now."""

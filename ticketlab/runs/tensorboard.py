@@ -77,5 +77,5 @@ def write_run_summary(
             writer.add_scalar("density/all", row["density"], level)
         # the public add_hparams() would open a second run beside this one
         assert writer.file_writer is not None
-        for record in hparams(dict(settings), {tag: 0.0 for tag in (MARGIN[0], "density/all")}):
+        for record in hparams(dict(settings), dict.fromkeys((MARGIN[0], "density/all"), 0.0)):  # type: ignore[no-untyped-call]
             writer.file_writer.add_summary(record)

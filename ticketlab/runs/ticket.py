@@ -54,9 +54,7 @@ def read_ticket(path: Path) -> Ticket:
         raise damaged(path, f"not a {FORMAT} file of version {VERSION}")
     shapes = facts.pop("shapes")
     mask = {name: unpack(tensors[f"mask/{name}"], shape) for name, shape in shapes.items()}
-    weights = {
-        name.removeprefix("weights/"): value for name, value in tensors.items() if name.startswith("weights/")
-    }
+    weights = {name.removeprefix("weights/"): value for name, value in tensors.items() if name.startswith("weights/")}
     return Ticket(mask, {n: _spread(v, mask.get(n)) for n, v in weights.items()} or None, facts)
 
 

@@ -40,27 +40,28 @@ def train_steps(
     them; its state starts empty, so removed weights have no momentum, no decay and stay exactly +0.0.
     """
     frozen = _sparse_parameters(model, mask)
+    parameters = list(model.parameters())
     model.train()
     for index in range(start, stop):
         images, labels = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(index)
         loss = functional.cross_entropy(model(images), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for parameter, kept in frozen:
             assert parameter.grad is not None
             parameter.grad.mul_(kept)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        # what optimizer.zero_grad() does, in a quarter of its time
+        for parameter in parameters:
+            parameter.grad = None
         yield Step(index + 1, loss.detach())
 
 
 def _sparse_parameters(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, Tensor]]:
     """Parameters with removed weights, each with its mask as numbers; full ones need no work."""
     parameters = dict(model.named_parameters())
-    return [
-        (parameters[name], kept.to(parameters[name].dtype)) for name, kept in mask.items() if not kept.all()
-    ]
+    return [(parameters[name], kept.to(parameters[name].dtype)) for name, kept in mask.items() if not kept.all()]
 
 
 def revived(model: nn.Module, mask: Mask) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from ticketlab.data.batches import Splits, split, steps_per_epoch
 from ticketlab.data.files import Places
 from ticketlab.data.sources import Dataset, datasets, load_with_stand_in
-from ticketlab.errors import PluginError, PruningError, TicketlabError
+from ticketlab.errors import MissingData, PluginError, PruningError, TicketlabError
 from ticketlab.models import models
 from ticketlab.pruning.allocate import Pool, keep_count, make_pools
 from ticketlab.pruning.criteria import criteria
@@ -95,16 +94,14 @@ def check_recipe(file: RecipeFile) -> None:
         ("pruning", "criterion"), lambda: criteria.find(recipe.pruning.criterion), recipe.pruning.options
     )
     problems += _check(("model", "name"), lambda: _builder(file), recipe.model.options)
-    for key, name in (("name", recipe.data.name), ("offline", recipe.data.offline)):
-        if name is not None:
-            problems += _check(("data", key), partial(datasets.find, name), {})
+    for key, data in (("name", recipe.data.name), ("offline", recipe.data.offline)):
+        if data is not None:
+            problems += _check(("data", key), partial(datasets.find, data), {})
     if problems:
         raise file.error(problems)
 
 
-def _check(
-    key: tuple[str, str], find: Callable[[], Callable[..., Any]], options: Mapping[str, Any]
-) -> list[Problem]:
+def _check(key: tuple[str, str], find: Callable[[], Callable[..., Any]], options: Mapping[str, Any]) -> list[Problem]:
     try:
         function = find()
     except TicketlabError as error:
@@ -143,7 +140,12 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
     available = len(data.dataset.train_labels)
     if recipe.data.validation >= available:
         raise file.error(
-            [(("data", "validation"), f"only {available} training examples; {recipe.data.validation} is too many")]
+            [
+                (
+                    ("data", "validation"),
+                    f"only {available} training examples; {recipe.data.validation} is too many",
+                )
+            ]
         )
     splits = split(data.dataset, recipe.data.validation, recipe.data.split_seed)
     per_epoch = steps_per_epoch(len(splits.train), train.batch_size)
@@ -244,3 +246,11 @@ def _shape(dataset: Dataset) -> str:
     return "×".join(str(size) for size in dataset.input_shape)
 
 
+def check_all(file: RecipeFile, places: Places) -> str | None:
+    """Check a recipe as far as the data on this machine allows; returns why not further, else None."""
+    check_recipe(file)
+    try:
+        make_plan(*load_data(file, places))
+    except MissingData as error:
+        return str(error)
+    return None

@@ -26,9 +26,7 @@ from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.train_level import LevelTask, Progress, Settings, train_level
 
 
-def prune_replicate(
-    plan: Plan, store: RunStore, replicate: int, settings: Settings
-) -> Iterator[Progress | Level]:
+def prune_replicate(plan: Plan, store: RunStore, replicate: int, settings: Settings) -> Iterator[Progress | Level]:
     """Find tickets with one seed; finished levels are read, an unfinished one is taken up where it stopped."""
     seed = replicate_seed(plan, replicate)
     for index in range(plan.recipe.pruning.levels + 1):
@@ -114,9 +112,7 @@ def draw_mask(plan: Plan, store: RunStore, replicate: int, level: int) -> Mask:
     section = plan.recipe.pruning
     needs = criteria.needs(section.criterion)
     initial = store.read_rewind(replicate) if "initial" in needs else {}
-    generator = torch.Generator().manual_seed(
-        derive_seed(replicate_seed(plan, replicate), "criterion", level)
-    )
+    generator = torch.Generator().manual_seed(derive_seed(replicate_seed(plan, replicate), "criterion", level))
     saliency = {
         name: criteria.find(section.criterion)(
             trained[name],

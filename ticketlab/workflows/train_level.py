@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,9 @@ from ticketlab.pruning.masks import Mask, density, layer_densities, remaining, t
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.tensorboard import LevelEvents
 from ticketlab.seeds import derive_seed
-from ticketlab.training.live import LivePart, live_part
 from ticketlab.training.loop import Step, evaluate, revived, train_steps
 from ticketlab.training.optim import learning_rate, make_optimizer
+from ticketlab.training.sparse import make_trainable
 from ticketlab.workflows.plan import Plan
 
 State = dict[str, Tensor]
@@ -30,7 +30,7 @@ State = dict[str, Tensor]
 class Settings:
     """How a run is carried out; none of it changes what is asked of it."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     checkpoint_seconds: float = 15.0
     """Time between checkpoints inside a level."""
     should_stop: Callable[[], bool] = lambda: False
@@ -80,16 +80,14 @@ class Trainer:
         return min(self.curve, key=lambda point: point["val_loss"])
 
 
-def train_level(
-    plan: Plan, store: RunStore, task: LevelTask, settings: Settings
-) -> Iterator[Progress | Level]:
+def train_level(plan: Plan, store: RunStore, task: LevelTask, settings: Settings) -> Iterator[Progress | Level]:
     """Train one ticket from its start to the end of the schedule; take up a checkpoint if there is one.
 
     Raises Interrupted after saving when asked to stop, FailedRun when the loss is no longer a number.
     """
     splits = plan.splits.to(settings.device)
-    model, mask, part = _network(plan, task, settings.device)
-    trainer = Trainer(model, make_optimizer(model.parameters(), plan.recipe.train), task.start)
+    net = make_trainable(plan.build(0), task.weights, task.mask, settings.device)
+    trainer = Trainer(net.model, make_optimizer(net.model.parameters(), plan.recipe.train), task.start)
     torch.manual_seed(derive_seed(task.seed, "noise", task.level))
     _restore(trainer, store.read_checkpoint(task.replicate, task.level))
     saved_at = time.monotonic()
@@ -98,11 +96,11 @@ def train_level(
             events.ticket(task.mask, task.start)
             _keep_rewind_point(plan, store, task, trainer)
         began = time.perf_counter()
-        for step in _steps(plan, task, trainer, splits.train, mask):
+        for step in _steps(plan, task, trainer, splits.train, net.mask):
             trainer.step = step.index
             trainer.losses.append(step.loss)
             if (step.index - task.start) % plan.evaluate_every == 0 or step.index == plan.steps:
-                point = _measure(trainer, splits.validation, mask, began)
+                point = _measure(trainer, splits.validation, net.mask, began)
                 events.point(step.index, point)
                 yield Progress(task.replicate, task.level, step.index, plan.steps, point["val_accuracy"])
                 began = time.perf_counter()
@@ -114,35 +112,14 @@ def train_level(
                 saved_at = time.monotonic()
             if stopping:
                 raise Interrupted(f"stopped in level {task.level} at step {step.index}; the state is saved")
-        final = _whole(trainer.model.state_dict(), part, task.weights)
+        final = net.whole(trainer.model.state_dict())
         events.weights(final, task.mask, trainer.step)
     level = _finish(task, trainer, splits)
-    store.write_level(level, _whole(trainer.best, part, task.weights), final)
+    store.write_level(level, net.whole(trainer.best), final)
     yield level
 
 
-def _network(plan: Plan, task: LevelTask, device: torch.device) -> tuple[nn.Module, Mask, LivePart | None]:
-    """The network that is trained: the live part where there is less to do, else the whole one."""
-    model = plan.build(0)
-    part = None if plan.recipe.train.weight_decay else live_part(model, task.mask)
-    if part is None:
-        model.load_state_dict(task.weights)
-    else:
-        model = part.model
-        model.load_state_dict(part.shrink(task.weights))
-    mask = task.mask if part is None else part.mask
-    return model.to(device), {name: kept.to(device) for name, kept in mask.items()}, part
-
-
-def _whole(weights: Mapping[str, Tensor], part: LivePart | None, start: State) -> State:
-    """The whole network's weights on the CPU; what was left out of training is as it started."""
-    here = {name: value.detach().cpu().clone() for name, value in weights.items()}
-    return here if part is None else part.expand(here, start)
-
-
-def _steps(
-    plan: Plan, task: LevelTask, trainer: Trainer, examples: Examples, mask: Mask
-) -> Iterator[Step]:
+def _steps(plan: Plan, task: LevelTask, trainer: Trainer, examples: Examples, mask: Mask) -> Iterator[Step]:
     """Optimizer steps from where the trainer stands to the end of the schedule."""
     train = plan.recipe.train
     order = derive_seed(task.seed, "order")

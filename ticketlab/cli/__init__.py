@@ -1,0 +1,1 @@
+"""Arguments in, tables out; no arithmetic, no torch at import."""

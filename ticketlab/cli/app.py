@@ -1,0 +1,202 @@
+"""The commands, one short function each: the tool's table of contents."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ticketlab.cli import render
+
+if TYPE_CHECKING:
+    from ticketlab.data.files import Places
+
+app = typer.Typer(
+    name="ticketlab",
+    help="Find lottery tickets: sparse networks that train as well as the dense ones they came from.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(help="What recipes exist; one resolved, checked, or their schema.", no_args_is_help=True)
+runs_app = typer.Typer(help="Finished and unfinished runs.", no_args_is_help=True)
+data_app = typer.Typer(help="Data sets on this machine.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(runs_app, name="runs")
+app.add_typer(data_app, name="data")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, such as recipes/lenet_mnist.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="A.B=C", help="Change a field of the recipe.")
+]
+RunsRoot = Annotated[Path, typer.Option("--runs", help="Folder that runs are kept in.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder with data sets [default: $TICKETLAB_DATA, then the cache]."),
+]
+RecipesRoot = Annotated[Path, typer.Option("--recipes", help="Folder with recipes.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
+RunName = Annotated[
+    str | None, typer.Argument(metavar="[RUN]", help="Name, path or unique prefix; the newest if left out.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+) -> None:
+    """Answer what concerns no command."""
+    if version:
+        from ticketlab import __version__
+
+        render.result(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def prune(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    runs: RunsRoot = Path("runs"),
+    data: DataRoot = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Replicates at a time [default: cores].")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each replicate.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between saves in a level.")] = 15.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show recipe and plan; train nothing.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find lottery tickets by pruning with rewinding, as the recipe says; resumes what was interrupted."""
+    with render.one_line_errors(verbose), render.stop_request() as should_stop:
+        from ticketlab.recipe_file import read_recipe
+        from ticketlab.workflows.run import Machine, plan_on, prune_run
+
+        file = read_recipe(recipe, overrides or ())
+        machine = Machine(runs, _places(data), device, workers, threads, checkpoint_seconds)
+        if dry_run:
+            render.plan(plan_on(file, machine.places), runs, json)
+        else:
+            render.run(prune_run(file, machine, should_stop), json, quiet)
+
+
+@recipes_app.command("ls")
+def recipes_ls(recipes: RecipesRoot = Path("recipes"), json: Json = False) -> None:
+    """List recipes with what each one shows."""
+    with render.one_line_errors():
+        render.recipes(sorted(recipes.glob("**/*.yaml")), recipes, json)
+
+
+@recipes_app.command("show")
+def recipes_show(recipe: RecipePath, overrides: Overrides = None, json: Json = False) -> None:
+    """Print a recipe with every default written out."""
+    with render.one_line_errors():
+        from ticketlab.recipe_file import read_recipe, recipe_yaml
+
+        resolved = read_recipe(recipe, overrides or ()).recipe
+        render.result(resolved.model_dump(mode="json") if json else recipe_yaml(resolved).rstrip())
+
+
+@recipes_app.command("check")
+def recipes_check(recipe: RecipePath, overrides: Overrides = None, data: DataRoot = None, json: Json = False) -> None:
+    """Check all that can be wrong before training; downloads nothing."""
+    with render.one_line_errors():
+        from ticketlab.recipe_file import read_recipe
+        from ticketlab.workflows.plan import check_all
+
+        file = read_recipe(recipe, overrides or ())
+        without = check_all(file, _places(data, may_download=False))
+        render.checked(recipe, without, json)
+
+
+@recipes_app.command("schema")
+def recipes_schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from ticketlab.recipe import Recipe
+
+    render.result(Recipe.model_json_schema())
+
+
+@runs_app.command("ls")
+def runs_ls(runs: RunsRoot = Path("runs"), json: Json = False) -> None:
+    """List runs, the newest last."""
+    with render.one_line_errors():
+        from ticketlab.runs.store import list_runs
+
+        render.runs(list_runs(runs), json)
+
+
+@runs_app.command("show")
+def runs_show(run: RunName = None, runs: RunsRoot = Path("runs"), json: Json = False) -> None:
+    """Show the levels of a run."""
+    with render.one_line_errors():
+        from ticketlab.runs.store import find_run
+
+        render.levels(find_run(runs, run), json)
+
+
+@runs_app.command("rm")
+def runs_rm(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name, path or unique prefix.")],
+    runs: RunsRoot = Path("runs"),
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a run with everything in it."""
+    with render.one_line_errors():
+        from ticketlab.runs.store import find_run, remove_run
+
+        found = find_run(runs, run)
+        if yes or typer.confirm(f"Delete {found.path}?", err=True):
+            remove_run(found)
+            render.note(f"deleted {found.path}")
+
+
+@data_app.command("ls")
+def data_ls(data: DataRoot = None, json: Json = False) -> None:
+    """List data sets and where each was found."""
+    with render.one_line_errors():
+        from ticketlab.data.sources import locate_all
+
+        render.data(locate_all(_places(data)), json)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="mnist, fashion_mnist or cifar10.")], data: DataRoot = None
+) -> None:
+    """Find a data set or download it into the cache, and verify every file."""
+    with render.one_line_errors():
+        from ticketlab.data.sources import load_dataset
+
+        dataset = load_dataset(name, _places(data))
+        count = len(dataset.train_labels) + len(dataset.test_labels)
+        render.note(f"{name}: {count} examples, verified, in {dataset.source}")
+
+
+@app.command()
+def doctor(runs: RunsRoot = Path("runs"), data: DataRoot = None, json: Json = False) -> None:
+    """Tell what this machine has and what to do about what it lacks."""
+    with render.one_line_errors():
+        from ticketlab.workflows.doctor import examine
+
+        render.findings(examine(runs, _places(data, may_download=False)), json)
+
+
+def _places(data: Path | None, may_download: bool = True) -> Places:
+    from dataclasses import replace
+
+    from ticketlab.data.files import Places
+
+    return replace(Places.default(data), may_download=may_download)
+
+
+def main() -> None:
+    """Entry point of the `ticketlab` command."""
+    # numerical libraries read this when they load; a replicate computes on one thread unless told otherwise
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    app()

@@ -1,0 +1,100 @@
+"""A run as it goes on: bars on a terminal, one line per level elsewhere, both on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from ticketlab.cli.render import console, note
+from ticketlab.runs.store import Level, RunStore
+from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.run import Event, Notice, Started
+from ticketlab.workflows.train_level import Progress as StepProgress
+
+
+def follow(events: Iterable[Event], quiet: bool) -> tuple[RunStore, list[Level]]:
+    """Show events as they come; returns the run and its levels."""
+    screen = console(stderr=True)
+    bars = Bars(screen.is_terminal and not quiet)
+    store: RunStore | None = None
+    levels: list[Level] = []
+    with bars.progress if bars.shown else nullcontext():
+        for event in events:
+            if isinstance(event, Started):
+                store = event.store
+                bars.start(event.plan)
+                if not quiet:
+                    bars.say(_opening(event))
+            elif isinstance(event, Notice):
+                bars.say(event.text)
+            elif isinstance(event, Level):
+                levels.append(event)
+                bars.finish(event)
+                if not quiet:
+                    bars.say(_line(event))
+            else:
+                bars.move(event)
+    assert store is not None
+    return store, levels
+
+
+class Bars:
+    """One bar per replicate, over all of its levels."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeRemainingColumn(),
+            console=console(stderr=True),
+        )
+        self.say: Callable[[str], None] = self._print if shown else note
+        self._tasks: dict[int, TaskID] = {}
+        self._done: dict[int, int] = {}
+        self._plan: Plan | None = None
+
+    def start(self, plan: Plan) -> None:
+        """Make the bars."""
+        self._plan = plan
+        steps = sum(plan.steps - plan.start(level) for level in range(plan.recipe.pruning.levels + 1))
+        for replicate in range(1, plan.recipe.replicates + 1):
+            self._tasks[replicate] = self.progress.add_task(f"replicate {replicate}", total=steps)
+            self._done[replicate] = 0
+
+    def move(self, event: StepProgress) -> None:
+        """A little further inside a level."""
+        assert self._plan is not None
+        level = f"replicate {event.replicate} · level {event.level}/{self._plan.recipe.pruning.levels}"
+        within = event.step - self._plan.start(event.level)
+        self.progress.update(
+            self._tasks[event.replicate], description=level, completed=self._done[event.replicate] + within
+        )
+
+    def finish(self, level: Level) -> None:
+        """A level is done."""
+        self._done[level.replicate] += level.steps
+        self.progress.update(self._tasks[level.replicate], completed=self._done[level.replicate])
+
+    def _print(self, text: str) -> None:
+        self.progress.console.print(text, markup=False, highlight=False)
+
+
+def _opening(event: Started) -> str:
+    plan = event.plan
+    return (
+        f"{event.store.name}: {plan.recipe.replicates} replicates × {plan.recipe.pruning.levels + 1} levels on "
+        f"{plan.data.dataset.name} from {plan.data.dataset.source}, {event.device}, {event.workers} at a time"
+    )
+
+
+def _line(level: Level) -> str:
+    return (
+        f"replicate {level.replicate} level {level.level}: density {100 * level.density:.2f} %, "
+        f"test accuracy {100 * level.test_accuracy:.2f} % at step {level.early_stop_step} "
+        f"({100 * level.final_test_accuracy:.2f} % at the end), {level.seconds:.1f} s"
+    )

@@ -1,0 +1,277 @@
+"""Results as tables or JSON on stdout; progress and errors on stderr; exit statuses. The only code that prints."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from ticketlab.errors import TicketlabError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ticketlab.data.sources import Located
+    from ticketlab.report import Estimate, Row
+    from ticketlab.runs.store import Level, RunStore
+    from ticketlab.workflows.doctor import Finding
+    from ticketlab.workflows.plan import Plan
+    from ticketlab.workflows.run import Event
+
+
+def result(content: object) -> None:
+    """Text as it is, anything else as one JSON object, on stdout."""
+    print(content if isinstance(content, str) else jsonlib.dumps(content, indent=2, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def one_line_errors(verbose: bool = False) -> Iterator[None]:
+    """Errors as text on stderr and an exit status, never a traceback unless asked for."""
+    try:
+        yield
+    except TicketlabError as error:
+        if verbose:
+            traceback.print_exc()
+        lines = str(error).splitlines()
+        note("error: " + ("\n  ".join(["", *lines]).lstrip("\n ") if len(lines) > 1 else lines[0]))
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(130) from error
+
+
+@contextmanager
+def stop_request() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C or SIGTERM asks for a stop, so that the state can be saved first; a second Ctrl-C does not wait."""
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        note("stopping: saving the state first (again to stop at once)")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(events: Iterable[Event], json: bool, quiet: bool) -> None:
+    """Follow a run to its end, then show its levels."""
+    from ticketlab.cli.progress import follow
+
+    store, levels = follow(events, quiet=quiet)
+    if json:
+        from ticketlab.report import run_report
+
+        result(run_report(store, levels))
+    else:
+        _level_table(store, levels)
+        note(f"run: {store.path}   look: tensorboard --logdir {store.path.parent}")
+
+
+def levels(store: RunStore, json: bool) -> None:
+    """The levels of a run that is there already."""
+    from ticketlab.report import run_levels, run_report
+
+    found = run_levels(store)
+    if json:
+        result(run_report(store, found))
+    else:
+        note(f"run: {store.path}")
+        _level_table(store, found)
+
+
+def _level_table(store: RunStore, levels: Sequence[Level]) -> None:
+    from ticketlab.report import summarise
+
+    manifest = store.read_manifest()
+    stand_in = manifest.get("stand_in_for")
+    data = f"{manifest['data']} (STAND-IN for {stand_in})" if stand_in else manifest["data"]
+    table = _table(
+        f"{store.name} on {data}: test accuracy at the early-stop step, 95 % t interval",
+        [
+            "level",
+            "density %",
+            "sparsity %",
+            "test acc %",
+            "interval",
+            "n",
+            "at end %",
+            "early stop",
+            "ms/step",
+        ],
+    )
+    for row in summarise(levels):
+        table.add_row(*_cells(row))
+    _print(table)
+
+
+def _cells(row: Row) -> list[str]:
+    stop = row.early_stop_step.mean
+    return [
+        str(row.level),
+        f"{100 * row.density:.2f}",
+        f"{100 * (1 - row.density):.2f}",
+        f"{100 * row.test_accuracy.mean:.2f}",
+        _interval(row.test_accuracy),
+        str(row.test_accuracy.n),
+        f"{100 * row.final_test_accuracy.mean:.2f}",
+        f"{stop:.0f}",
+        f"{row.step_ms:.2f}",
+    ]
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "–"
+    return f"{100 * estimate.low:.2f} … {100 * estimate.high:.2f}"
+
+
+def plan(plan: Plan, runs: Path, json: bool) -> None:
+    """A recipe and what it would do."""
+    from ticketlab.recipe_file import recipe_yaml
+    from ticketlab.workflows.estimate import Forecast, forecast
+
+    expected: Forecast = forecast(plan)
+    if json:
+        result(
+            {
+                "run": str(runs / plan.name),
+                "recipe": plan.recipe.model_dump(mode="json"),
+                **expected.as_dict(),
+            }
+        )
+        return
+    result(recipe_yaml(plan.recipe))
+    table = _table("plan", ["level", "density %", "weights", "steps", "mega-MACs per example"])
+    for row in expected.levels:
+        table.add_row(
+            str(row.level),
+            f"{100 * row.density:.2f}",
+            str(row.remaining),
+            str(row.steps),
+            f"{row.macs / 1e6:.3f}",
+        )
+    _print(table)
+    minutes = expected.seconds / 60
+    result(
+        f"{plan.recipe.replicates} replicates into {runs / plan.name}, about {expected.bytes / 1e6:.0f} MB of disk, "
+        f"roughly {minutes:.1f} minutes of one core in all"
+    )
+
+
+def recipes(paths: Sequence[Path], root: Path, json: bool) -> None:
+    """Recipes and their first comment line."""
+    found = [{"recipe": str(path), "what": _what(path)} for path in paths]
+    if json:
+        result({"recipes": found})
+        return
+    if not found:
+        raise TicketlabError(f"no recipes in {root}; name a folder with --recipes")
+    table = _table("recipes", ["recipe", "what it shows"])
+    for item in found:
+        table.add_row(item["recipe"], item["what"])
+    _print(table)
+
+
+def _what(path: Path) -> str:
+    first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    return first.removeprefix("# What:").strip() if first.startswith("# What:") else ""
+
+
+def checked(recipe: Path, without_data: str | None, json: bool) -> None:
+    """A recipe that passed."""
+    if json:
+        result({"recipe": str(recipe), "valid": True, "unchecked": without_data})
+    else:
+        result(f"{recipe}: valid" + (f" (shapes and times not checked: {without_data})" if without_data else ""))
+
+
+def runs(stores: Sequence[RunStore], json: bool) -> None:
+    """Runs in one line each."""
+    from ticketlab.report import state
+
+    rows = []
+    for store in stores:
+        manifest = store.read_manifest()
+        done = [len(store.levels(replicate)) for replicate in store.replicates()]
+        rows.append(
+            {
+                "run": str(store.path),
+                "state": state(store, manifest),
+                "data": manifest.get("data"),
+                "stand_in_for": manifest.get("stand_in_for"),
+                "replicates": len(done),
+                "levels": min(done, default=0),
+                "updated": manifest.get("updated"),
+            }
+        )
+    if json:
+        result({"runs": rows})
+        return
+    table = _table("runs", ["run", "state", "data", "replicates", "levels", "updated"])
+    for row in rows:
+        data = f"{row['data']} (stand-in)" if row["stand_in_for"] else str(row["data"])
+        name = Path(str(row["run"])).name
+        table.add_row(name, str(row["state"]), data, str(row["replicates"]), str(row["levels"]), str(row["updated"]))
+    _print(table)
+
+
+def data(located: Sequence[Located], json: bool) -> None:
+    """Data sets and where they are."""
+    if json:
+        result({"data": [{"name": item.name, "found": item.found, "wanted": item.wanted} for item in located]})
+        return
+    table = _table("data", ["name", "found in", "to have it"])
+    for item in located:
+        table.add_row(item.name, item.found or "–", "" if item.found else item.wanted)
+    _print(table)
+
+
+def findings(found: Sequence[Finding], json: bool) -> None:
+    """What the doctor saw."""
+    if json:
+        result({"findings": [{"what": f.what, "state": f.state, "detail": f.detail, "do": f.do} for f in found]})
+        return
+    table = _table("doctor", ["", "what", "found", "what to do"])
+    for finding in found:
+        table.add_row({"ok": "✓", "note": "·", "problem": "✗"}[finding.state], finding.what, finding.detail, finding.do)
+    _print(table)
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if not index else "right" if "%" in column else "left")
+    return table
+
+
+def _print(table: Table) -> None:
+    console(stderr=False).print(table, markup=False)
+
+
+def console(stderr: bool) -> Console:
+    """A console that obeys NO_COLOR; where the output is no terminal it is wide enough never to fold a row."""
+    from rich.console import Console
+
+    made = Console(stderr=stderr)
+    return made if made.is_terminal else Console(stderr=stderr, width=200, no_color=True)

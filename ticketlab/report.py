@@ -1,0 +1,113 @@
+"""Tables from finished runs: mean, interval and n per level. Reads runs, never trains."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scipy.special import stdtrit
+
+from ticketlab.runs.store import Level, RunStore
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over replicates with its 95 % interval (Student's t); no interval from a single value."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One level over all replicates that finished it."""
+
+    level: int
+    density: float
+    test_accuracy: Estimate
+    final_test_accuracy: Estimate
+    val_accuracy: Estimate
+    early_stop_step: Estimate
+    step_ms: float
+    """Median over replicates."""
+    lowest: float
+    """Smallest test accuracy of a replicate."""
+    highest: float
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and interval of a sample, assumed normal."""
+    mean, n = statistics.fmean(values), len(values)
+    if n < 2:
+        return Estimate(mean, None, None, n)
+    quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    half = quantile * statistics.stdev(values) / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def summarise(levels: Sequence[Level]) -> list[Row]:
+    """One row for each level, in order."""
+    rows = []
+    for index in sorted({level.level for level in levels}):
+        same = [level for level in levels if level.level == index]
+        accuracies = [level.test_accuracy for level in same]
+        rows.append(
+            Row(
+                level=index,
+                density=same[0].density,
+                test_accuracy=estimate(accuracies),
+                final_test_accuracy=estimate([level.final_test_accuracy for level in same]),
+                val_accuracy=estimate([level.val_accuracy for level in same]),
+                early_stop_step=estimate([float(level.early_stop_step) for level in same]),
+                step_ms=statistics.median(level.step_ms for level in same),
+                lowest=min(accuracies),
+                highest=max(accuracies),
+            )
+        )
+    return rows
+
+
+def run_levels(store: RunStore) -> list[Level]:
+    """Every finished level of a run."""
+    return [level for replicate in store.replicates() for level in store.levels(replicate)]
+
+
+def run_report(store: RunStore, levels: Sequence[Level]) -> dict[str, Any]:
+    """A run as one JSON object (shared by `prune --json` and `runs show --json`)."""
+    manifest = store.read_manifest()
+    replicates: dict[int, list[Level]] = {}
+    for level in levels:
+        replicates.setdefault(level.replicate, []).append(level)
+    return {
+        "run": str(store.path),
+        "recipe": manifest.get("recipe"),
+        "hash": manifest.get("hash"),
+        "method": manifest.get("method"),
+        "state": state(store, manifest),
+        "device": manifest.get("device"),
+        "data": manifest.get("data"),
+        "stand_in_for": manifest.get("stand_in_for"),
+        "seconds": round(sum(level.seconds for level in levels), 3),
+        "replicates": [
+            {"replicate": number, "seed": found[0].seed, "levels": [_plain(level) for level in found]}
+            for number, found in sorted(replicates.items())
+        ],
+        "summary": [asdict(row) for row in summarise(levels)],
+    }
+
+
+def state(store: RunStore, manifest: dict[str, Any]) -> str:
+    """finished, running, interrupted or failed; a run that no process holds is not running."""
+    known = str(manifest.get("state", "unknown"))
+    return "interrupted" if known == "running" and not store.is_held() else known
+
+
+def _plain(level: Level) -> dict[str, Any]:
+    return {k: v for k, v in level.summary().items() if k not in ("replicate", "seed")}

@@ -1,0 +1,128 @@
+"""A ticket gets cheaper as it shrinks: very sparse linear layers compute with their remaining weights only.
+
+The result is the same sum in another order: removed weights add nothing to an output, and their gradients are
+thrown away anyway. On a CPU this pays below about a quarter of the weights; elsewhere layers stay dense.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ticketlab.pruning.masks import Mask
+
+PAYS_BELOW = 0.25
+"""Density below which the sparse product is faster (benchmarks/prune_speed.py)."""
+PAYS_FROM = 20_000
+"""Weights of a layer from which the saving exceeds the overhead."""
+
+
+class _SparseProduct(torch.autograd.Function):
+    """features (n, inputs), values (remaining,) → (n, units), with gradients of remaining weights only."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, values: Tensor, layer: SparseLinear) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(features, values)
+        return _bags(features.t().contiguous(), layer.columns, layer.row_starts, values).t()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        features, values = ctx.saved_tensors
+        layer: SparseLinear = ctx.layer
+        by_unit = gradient.t().contiguous()
+        to_values = torch.sparse.sampled_addmm(layer.pattern, by_unit, features, beta=0.0).values()
+        to_features = None
+        if ctx.needs_input_grad[0]:
+            transposed = values.index_select(0, layer.by_column)
+            to_features = _bags(by_unit, layer.rows, layer.column_starts, transposed).t()
+        return to_features, to_values, None
+
+
+def _bags(table: Tensor, chosen: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of rows of a table: a sparse matrix times a dense one."""
+    return functional.embedding_bag(chosen, table, starts, mode="sum", per_sample_weights=weights)
+
+
+class SparseLinear(nn.Module):
+    """A linear layer that stores the remaining weights alone, row by row.
+
+    `values` is (remaining,); the mask (units, inputs) is fixed.
+    """
+
+    def __init__(self, layer: nn.Linear, mask: Tensor) -> None:
+        super().__init__()
+        self.values = nn.Parameter(layer.weight.detach()[mask])
+        self.bias = layer.bias
+        rows, self.columns = mask.nonzero(as_tuple=True)
+        self.row_starts = _starts(mask.sum(dim=1))
+        self.by_column = (self.columns * len(mask) + rows).argsort()
+        self.rows = rows[self.by_column]
+        self.column_starts = _starts(mask.sum(dim=0))
+        with warnings.catch_warnings():  # torch calls its CSR support beta once per process
+            warnings.simplefilter("ignore")
+            ends = torch.cat([self.row_starts, torch.tensor([len(rows)])])
+            blank = torch.zeros(len(rows), dtype=layer.weight.dtype)
+            self.pattern = torch.sparse_csr_tensor(ends, self.columns, blank, mask.shape)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, inputs) → (n, units)."""
+        product: Tensor = _SparseProduct.apply(features, self.values, self)
+        return product if self.bias is None else product + self.bias
+
+
+def _starts(counts: Tensor) -> Tensor:
+    """Where each run of `counts` entries begins."""
+    return counts.cumsum(0) - counts
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A network as it is trained, and how its weights stand in the whole one."""
+
+    model: nn.Module
+    mask: Mask
+    """Of the layers that stayed dense."""
+    sparse: Mask
+    """Of the layers that keep their remaining weights alone."""
+
+    def whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The whole network's state on the CPU, removed weights zero; shares no memory with the trained one."""
+        here = {name: value.detach().cpu().clone() for name, value in weights.items()}
+        for name, kept in self.sparse.items():
+            full = torch.zeros(kept.shape, dtype=here[_values(name)].dtype)
+            full[kept] = here.pop(_values(name))
+            here[name] = full
+        return here
+
+
+def make_trainable(model: nn.Module, weights: Mapping[str, Tensor], mask: Mask, device: torch.device) -> Trainable:
+    """The network with a ticket's weights, ready to train; layers that are sparse enough become sparse."""
+    model = copy.deepcopy(model)
+    model.load_state_dict(weights)
+    sparse = {name: kept for name, kept in mask.items() if device.type == "cpu" and _pays(model, name, kept)}
+    for name, kept in sparse.items():
+        parent, _, child = name.removesuffix(".weight").rpartition(".")
+        layer = model.get_submodule(name.removesuffix(".weight"))
+        assert isinstance(layer, nn.Linear)
+        setattr(model.get_submodule(parent), child, SparseLinear(layer, kept))
+    dense = {name: kept.to(device) for name, kept in mask.items() if name not in sparse}
+    return Trainable(model.to(device), dense, sparse)
+
+
+def _pays(model: nn.Module, name: str, mask: Tensor) -> bool:
+    layer = model.get_submodule(name.removesuffix(".weight"))
+    # only plain layers: a subclass may compute something else
+    plain = type(layer) is nn.Linear
+    return plain and mask.numel() >= PAYS_FROM and int(mask.sum()) <= PAYS_BELOW * mask.numel()
+
+
+def _values(name: str) -> str:
+    return f"{name.removesuffix('.weight')}.values"

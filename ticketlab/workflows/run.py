@@ -1,0 +1,226 @@
+"""A whole run: every replicate of a recipe, its directory, its manifest, how it ended."""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from ticketlab.data.files import Places
+from ticketlab.errors import FailedRun, Interrupted, TicketlabError
+from ticketlab.recipe_file import RecipeFile, recipe_yaml
+from ticketlab.report import run_levels, summarise
+from ticketlab.runs.manifest import check_same, environment, now
+from ticketlab.runs.store import Level, RunStore
+from ticketlab.runs.ticket import digest
+from ticketlab.seeds import derive_seed
+from ticketlab.workflows.plan import Plan, load_data, make_plan, user_files
+from ticketlab.workflows.prune import prune_replicate
+from ticketlab.workflows.train_level import Progress, Settings
+from ticketlab.workflows.workers import Died, run_replicates
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the user said about where and how to run; none of it changes what is asked."""
+
+    runs: Path = Path("runs")
+    places: Places = field(default_factory=Places.default)
+    device: str = "auto"
+    workers: int | None = None
+    threads: int = 1
+    checkpoint_seconds: float = 15.0
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that the user should know and that is no result."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """The run is ready; nothing is trained yet."""
+
+    store: RunStore
+    plan: Plan
+    device: str
+    workers: int
+
+
+Event = Started | Notice | Progress | Level
+
+
+def prune_run(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+    """Find tickets with every replicate of a recipe; yields notices, progress and levels as they are finished.
+
+    What is finished already is read, not computed. Raises Interrupted after saving when asked to stop.
+    """
+    device = choose_device(machine.device)
+    plan = plan_on(file, machine.places)
+    if plan.data.stand_in_for is not None:
+        yield Notice(stand_in_notice(plan))
+    store = RunStore(machine.runs / plan.name)
+    replicates = list(range(1, plan.recipe.replicates + 1))
+    parallel = machine.workers or (os.cpu_count() or 1 if device.type == "cpu" else 1)
+    workers = min(len(replicates), parallel)
+    with store.lock():
+        with told(store):
+            warnings = open_run(store, plan, device, machine.threads)
+        yield from (Notice(text) for text in warnings)
+        yield Started(store, plan, str(device), workers)
+        with outcome(store):
+            # the plan's recipe names the stand-in where one is used, so that workers use it too
+            body = partial(_replicate, plan.file, machine, store.path, str(device))
+            if workers == 1:
+                events: Iterator[object] = (e for r in replicates for e in body(r, should_stop))
+            else:
+                events = run_replicates(body, replicates, workers, should_stop)
+            for event in events:
+                yield _notice(event) if isinstance(event, Died) else cast(Event, event)
+            _write_summary(store, plan)
+
+
+def plan_on(file: RecipeFile, places: Places) -> Plan:
+    """The plan of a recipe with the data found in these places."""
+    return make_plan(*load_data(file, places))
+
+
+def stand_in_notice(plan: Plan) -> str:
+    """What the user must know before comparing numbers."""
+    return (
+        f"STAND-IN DATA: '{plan.data.dataset.name}' instead of '{plan.data.stand_in_for}'; "
+        f"its numbers are not comparable with the recipe's. {plan.data.reason}"
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA where there is a GPU, else the CPU."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device("cuda" if present["cuda"] else "cpu")
+    if not present.get(name, False):
+        have = ", ".join(device for device, here in present.items() if here)
+        raise TicketlabError(f"--device {name}: no such device here; there is: {have}")
+    return torch.device(name)
+
+
+def _replicate(
+    file: RecipeFile,
+    machine: Machine,
+    run: Path,
+    device: str,
+    replicate: int,
+    should_stop: Callable[[], bool],
+) -> Iterator[Progress | Level]:
+    """One replicate, in this process or in one of its own, which reads recipe and data itself."""
+    torch.set_num_threads(machine.threads)
+    store = RunStore(run)
+    settings = Settings(torch.device(device), machine.checkpoint_seconds, should_stop)
+    with store.lock_replicate(replicate), told(store):
+        yield from prune_replicate(plan_on(file, machine.places), store, replicate, settings)
+
+
+def _notice(death: Died) -> Notice:
+    return Notice(f"the process of replicate {death.replicate} {death.how}; the replicate resumes")
+
+
+def open_run(store: RunStore, plan: Plan, device: torch.device, threads: int) -> list[str]:
+    """Write recipe and manifest of a new run, or check that this one can be taken up; returns warnings."""
+    before = store.read_manifest()
+    data = plan.data
+    facts = {
+        "recipe": plan.file.path.stem,
+        "hash": plan.hash,
+        "method": plan.recipe.method,
+        "data": data.dataset.name,
+        "data_checksum": data.dataset.checksum(),
+        "data_source": data.dataset.source,
+        "stand_in_for": data.stand_in_for,
+        "files": user_files(plan.file),
+        "device": str(device),
+        "threads": threads,
+        "init_digest": digest(plan.build(derive_seed(plan.recipe.seed, "init")).state_dict()),
+        **environment(),
+    }
+    warnings = check_same(before, facts, store.path)
+    store.check()
+    seeds = [plan.recipe.seed + index for index in range(plan.recipe.replicates)]
+    times = {"created": before.get("created", now()), "updated": now(), "state": "running"}
+    store.write_recipe(recipe_yaml(plan.recipe))
+    store.write_manifest({**facts, "seeds": seeds, **times})
+    return warnings
+
+
+@contextmanager
+def outcome(store: RunStore) -> Iterator[None]:
+    """Record in the manifest how a run went on."""
+    state = "failed"
+    try:
+        with told(store):
+            yield
+        state = "finished"
+    except (Interrupted, GeneratorExit):
+        state = "interrupted"
+        raise
+    finally:
+        store.set_state(state)
+
+
+@contextmanager
+def told(store: RunStore) -> Iterator[None]:
+    """Every failure as one line with a way out; one that nobody foresaw leaves its traceback in the log."""
+    try:
+        yield
+    except TicketlabError:
+        raise
+    except OSError as error:
+        raise FailedRun(_disk_error(error)) from error
+    except Exception as error:
+        log = store.write_log(traceback.format_exc())
+        raise FailedRun(f"{type(error).__name__}: {error} (traceback in {log})") from error
+
+
+def _disk_error(error: OSError) -> str:
+    what = error.filename or "the run directory"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{what}: no space left on the disk; free some and run the same command, it resumes"
+    return f"{what}: {error.strerror or error}; mend it and run the same command, it resumes"
+
+
+def _write_summary(store: RunStore, plan: Plan) -> None:
+    """The run as a whole for TensorBoard: levels that every replicate has finished."""
+    from ticketlab.runs.tensorboard import write_run_summary
+
+    rows = [
+        {"density": row.density, "mean": row.test_accuracy.mean, "lowest": row.lowest, "highest": row.highest}
+        for row in summarise(run_levels(store))
+        if row.test_accuracy.n == len(store.replicates())
+    ]
+    write_run_summary(store.path, recipe_yaml(plan.recipe), flat_settings(plan), rows)
+
+
+def flat_settings(plan: Plan) -> dict[str, str | float | int | bool]:
+    """The recipe as dotted names and plain values, for TensorBoard's table of hyper-parameters."""
+    flat: dict[str, str | float | int | bool] = {}
+
+    def add(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{prefix}.{key}" if prefix else str(key), inner)
+        elif isinstance(value, str | int | float):
+            flat[prefix] = value
+        elif isinstance(value, list) and value:
+            flat[prefix] = ", ".join(str(item) for item in value)
+
+    add("", plan.recipe.model_dump(mode="json"))
+    return flat

@@ -1,0 +1,142 @@
+"""Replicates as parallel processes; one that dies is started again and resumes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from ticketlab.errors import FailedRun, Interrupted, TicketlabError
+
+RESTARTS = 3
+"""Times that a replicate is started again after its process died, before the run fails."""
+PATIENCE = 30.0  # seconds for workers to save their state when the run is interrupted
+
+Body = Callable[[int, Callable[[], bool]], Iterator[object]]
+"""(replicate, asked to stop?) → what the parent is to hear; must be picklable."""
+
+
+@dataclass
+class Worker:
+    """A process at work on one replicate."""
+
+    process: BaseProcess
+    messages: Connection
+    replicate: int
+    is_done: bool = False
+
+
+@dataclass(frozen=True)
+class Died:
+    """A process ended without a word; its replicate is started again."""
+
+    replicate: int
+    how: str
+
+
+def run_replicates(
+    body: Body, replicates: list[int], workers: int, should_stop: Callable[[], bool]
+) -> Iterator[object]:
+    """Run `body` for each replicate, `workers` at a time, and yield what they yield.
+
+    An error in one is raised here after the others have saved their state. Raises Interrupted when asked to
+    stop, FailedRun when a process dies again and again.
+    """
+    waiting, deaths = list(replicates), dict.fromkeys(replicates, 0)
+    running: list[Worker] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(_start(body, waiting.pop(0)))
+            wait([worker.messages for worker in running], timeout=0.2)
+            if should_stop():
+                raise Interrupted("stopped; the state is saved")
+            for worker in running:
+                yield from _messages(worker)
+            for worker in [worker for worker in running if worker.is_done]:
+                running.remove(worker)
+                if worker.process.exitcode != 0:
+                    deaths[worker.replicate] += 1
+                    yield _died(worker, deaths[worker.replicate])
+                    waiting.insert(0, worker.replicate)
+    finally:
+        _stop(running)
+
+
+def _start(body: Body, replicate: int) -> Worker:
+    """A new process; `spawn`, because a forked copy of a process with threads is not safe."""
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(body, replicate, sender), daemon=True)
+    process.start()
+    sender.close()
+    return Worker(process, receiver, replicate)
+
+
+def _messages(worker: Worker) -> Iterator[object]:
+    """What a worker sent since the last look; its error is raised here; the end of the pipe is its end."""
+    try:
+        while worker.messages.poll():
+            message = worker.messages.recv()
+            if isinstance(message, TicketlabError):
+                raise message
+            yield message
+    except (EOFError, OSError):
+        worker.process.join()
+        worker.messages.close()
+        worker.is_done = True
+
+
+def _died(worker: Worker, times: int) -> Died:
+    code = worker.process.exitcode or 0
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+    if times > RESTARTS:
+        raise FailedRun(f"the process of replicate {worker.replicate} {how}, {times} times; giving up")
+    return Died(worker.replicate, how)
+
+
+def _stop(running: list[Worker]) -> None:
+    """Ask workers to save their state and end; kill those that do not in time."""
+    for worker in running:
+        worker.process.terminate()
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and not all(worker.is_done for worker in running):
+        wait([worker.messages for worker in running if not worker.is_done], timeout=0.2)
+        for worker in running:
+            try:
+                # emptied, so that no worker waits for a reader; there is nobody left to tell
+                list(_messages(worker) if not worker.is_done else ())
+            except TicketlabError:
+                continue
+    for worker in running:
+        worker.process.kill()
+        worker.process.join()
+
+
+def _work(body: Body, replicate: int, messages: Connection) -> None:
+    """Body of a worker process. SIGTERM means: save the state and end.
+
+    The terminal's Ctrl-C goes to the parent, which decides.
+    """
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    try:
+        for message in body(replicate, stop.is_set):
+            messages.send(message)
+    except TicketlabError as error:
+        messages.send(error)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process when its parent is gone: an orphan must not write a run that is taken up again."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
