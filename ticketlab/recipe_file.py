@@ -18,6 +18,9 @@ from ticketlab.registry import did_you_mean
 Key = tuple[str | int, ...]
 Problem = tuple[Key, str]
 
+MAX_KEYS = 10_000
+"""Anchors can multiply a short text without bound; no recipe comes near this."""
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2's core schema: `1e-3` is a number, `on` is a string."""
@@ -117,12 +120,16 @@ def _parse(text: str, path: Path, places: dict[Key, str]) -> tuple[dict[str, Any
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise RecipeError(f"{where}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise RecipeError(f"{path}: not valid YAML for a recipe: nested without end") from error
+    except (yaml.YAMLError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RecipeError(f"{path}: not valid YAML: {first}") from error
 
 
 def _walk(node: yaml.Node, key: Key, name: str, places: dict[Key, str], problems: list[Problem]) -> None:
+    if len(places) > MAX_KEYS:
+        raise ValueError(f"more than {MAX_KEYS} keys")
     places.setdefault(key, f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}")
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):

@@ -96,7 +96,9 @@ def load_file(path: Path) -> ModuleType:
 
     Raises PluginError with the file and line where the user's code failed.
     """
-    name = f"ticketlab_user_{file_digest(path.resolve())[:16]}"
+    path = path.resolve()
+    identity = hashlib.sha256(f"{path}/{file_digest(path)}".encode()).hexdigest()
+    name = f"ticketlab_user_{identity[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -114,6 +116,7 @@ def load_file(path: Path) -> ModuleType:
 
 def where_it_failed(error: BaseException, path: Path) -> str:
     """`file:line` of the innermost frame of a user's file in an error's traceback."""
+    path = path.resolve()
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{path}:{error.lineno}"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]

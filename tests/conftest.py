@@ -1,0 +1,75 @@
+"""Shared by all tests: one thread, small data, no network, no user cache."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ticketlab.data.files import Places
+from ticketlab.data.sources import Dataset, load_dataset
+from ticketlab.recipe_file import RecipeFile, read_recipe
+
+TINY = """
+model: {name: lenet_300_100}
+data: {name: digits, validation: 200}
+train: {steps: 30it, batch_size: 32, evaluate_every: 10it}
+pruning: {levels: 2, rate: 0.2, output_rate: 0.1}
+"""
+"""Half a second a level: real digits, the real network, few steps."""
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("**/*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    """No data but what packages ship, and no download."""
+    return Places(None, tmp_path / "cache", may_download=False)
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Write a recipe's text and return its path."""
+
+    def write(text: str = TINY, name: str = "tiny.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def tiny(write_recipe: Callable[..., Path]) -> Callable[..., RecipeFile]:
+    """The tiny recipe with `--set` overrides."""
+
+    def read(*overrides: str) -> RecipeFile:
+        return read_recipe(write_recipe(), overrides)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def real_places() -> Places:
+    """Where real data may be: $TICKETLAB_DATA, the user's cache, system packages; nothing is downloaded."""
+    found = Places.default()
+    return Places(found.root, found.cache, may_download=False)
+
+
+@pytest.fixture(scope="session")
+def mnist(real_places: Places) -> Dataset:
+    """Real MNIST, or a skip that says where to put it."""
+    from ticketlab.errors import MissingData
+
+    try:
+        return load_dataset("mnist", real_places)
+    except MissingData as error:
+        pytest.skip(str(error))

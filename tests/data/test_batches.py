@@ -1,0 +1,100 @@
+import itertools
+
+import pytest
+import torch
+
+from ticketlab.data.batches import crop_and_flip, normalise, permutation, shuffled_batches, split, steps_per_epoch
+from ticketlab.data.sources import Dataset
+
+
+def toy(count=23, channels=2, size=6):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count + 7, channels, size, size), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(count + 7)
+    return Dataset(
+        "toy", images[:count], labels[:count], images[count:], labels[count:], (0.25, 0.5), (0.5, 0.25), 10, "here"
+    )
+
+
+def take(count, **changes):
+    settings = {"batch_size": 5, "seed": 1, "start": 0, **changes}
+    examples = split(toy(), 3, 0).train
+    return list(itertools.islice(shuffled_batches(examples, **settings), count))
+
+
+def test_the_split_is_seeded_disjoint_and_complete():
+    splits = split(toy(), 5, seed=3)
+    train, held_out = splits.train.labels.tolist(), splits.validation.labels.tolist()
+    assert len(held_out) == 5
+    assert sorted(train + held_out) == list(range(23))
+    assert held_out == split(toy(), 5, seed=3).validation.labels.tolist()
+    assert held_out != split(toy(), 5, seed=4).validation.labels.tolist()
+    assert splits.test.labels.tolist() == list(range(23, 30))
+
+
+def test_pixels_are_normalised_per_channel():
+    examples = split(toy(), 5, 0).test
+    found = normalise(examples.images, examples)
+    by_hand = examples.images.double() / 255
+    by_hand[:, 0] = (by_hand[:, 0] - 0.25) / 0.5
+    by_hand[:, 1] = (by_hand[:, 1] - 0.5) / 0.25
+    assert found.dtype == torch.float32
+    assert (found - by_hand).abs().max() < 1e-6
+
+
+def test_an_epoch_shows_each_example_once_and_ends_with_a_smaller_batch():
+    batches = take(4)
+    assert [len(labels) for _, labels in batches] == [5, 5, 5, 5]
+    assert steps_per_epoch(20, 5) == 4
+    examples = split(toy(), 1, 0).train
+    sizes = [len(labels) for _, labels in itertools.islice(shuffled_batches(examples, 5, 1, 0), 10)]
+    assert sizes == [5, 5, 5, 5, 2] * 2
+    seen = [
+        label for _, labels in itertools.islice(shuffled_batches(examples, 5, 1, 0), 5) for label in labels.tolist()
+    ]
+    assert sorted(seen) == sorted(examples.labels.tolist())
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 4, 7, 11])
+@pytest.mark.parametrize("augment", [False, True])
+def test_training_can_be_taken_up_at_any_step(start, augment):
+    whole = take(12, augment=augment)
+    for (images, labels), (again, labels_again) in zip(
+        whole[start:], take(12 - start, start=start, augment=augment), strict=True
+    ):
+        assert torch.equal(images, again)
+        assert torch.equal(labels, labels_again)
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    first, second = [labels.tolist() for _, labels in take(4)], [labels.tolist() for _, labels in take(8)[4:]]
+    assert first != second
+    assert first != [labels.tolist() for _, labels in take(4, seed=2)]
+    assert permutation(10, 0).tolist() != list(range(10))
+
+
+def test_a_crop_is_a_shifted_possibly_mirrored_copy_over_a_zero_border():
+    images = torch.randint(1, 256, (40, 3, 8, 8), dtype=torch.uint8)
+    shifted = crop_and_flip(images, seed=5)
+    assert shifted.shape == images.shape and shifted.dtype == torch.uint8
+    padded = torch.nn.functional.pad(images, [4] * 4)
+    used = set()
+    for before, after in zip(padded, shifted, strict=True):
+        matches = [
+            (top, left, flip)
+            for top, left, flip in itertools.product(range(9), range(9), (False, True))
+            if torch.equal(
+                after,
+                (
+                    before[:, top : top + 8, left : left + 8].flip(2)
+                    if flip
+                    else before[:, top : top + 8, left : left + 8]
+                ),
+            )
+        ]
+        assert matches
+        used.update(matches)
+    assert {flip for *_, flip in used} == {False, True}
+    assert len(used) > 20
+    assert torch.equal(shifted, crop_and_flip(images, seed=5))
+    assert not torch.equal(shifted, crop_and_flip(images, seed=6))

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from ticketlab.errors import PruningError
+from ticketlab.pruning.criteria import Evidence, criteria
+
+
+def evidence(weight):
+    return Evidence(initial=torch.randn_like(weight), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", list(criteria))
+def test_every_criterion_gives_a_finite_number_per_weight(name):
+    weight = torch.randn(4, 3)
+    saliency = criteria.find(name)(weight, evidence(weight))
+    assert saliency.shape == weight.shape
+    assert saliency.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in criteria if "generator" not in criteria.needs(name)])
+def test_saliency_does_not_depend_on_the_order_of_weights(name):
+    weight = torch.randn(12)
+    known = evidence(weight)
+    order = torch.randperm(12)
+    moved = Evidence(initial=known.initial[order])
+    assert torch.equal(criteria.find(name)(weight, known)[order], criteria.find(name)(weight[order], moved))
+
+
+def test_magnitude_ignores_the_sign():
+    weight = torch.tensor([-3.0, 0.5, 2.0])
+    assert criteria.find("magnitude")(weight, Evidence()).tolist() == [3.0, 0.5, 2.0]
+
+
+def test_magnitude_increase_compares_with_the_rewind_step():
+    known = Evidence(initial=torch.tensor([-1.0, 1.0, 0.0]))
+    weight = torch.tensor([-3.0, 0.5, -2.0])
+    assert criteria.find("magnitude_increase")(weight, known).tolist() == [2.0, -0.5, 2.0]
+
+
+def test_random_saliency_is_the_same_for_the_same_seed():
+    def draw(seed):
+        return criteria.find("random")(torch.zeros(50), Evidence(generator=torch.Generator().manual_seed(seed)))
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+@pytest.mark.parametrize("name", [name for name in criteria if criteria.needs(name)])
+def test_a_criterion_without_its_evidence_says_so(name):
+    with pytest.raises(PruningError, match="needs"):
+        criteria.find(name)(torch.zeros(2), Evidence())

@@ -1,0 +1,38 @@
+from ticketlab.recipe import recipe_hash
+from ticketlab.recipe_file import read_recipe, recipe_yaml
+
+PINNED = "model: {name: lenet_300_100}\ndata: {name: mnist}\ntrain: {steps: 4000it}\n"
+
+
+def test_hashes_never_change_for_old_recipes(write_recipe):
+    """A new field must leave these alone, or finished runs are not found again."""
+    path = write_recipe(PINNED)
+    changed = ["method=oneshot", "train.lr=0.1", "data.augment=true", "pruning.rate=0.5"]
+    assert recipe_hash(read_recipe(path).recipe) == "9642ed"
+    assert recipe_hash(read_recipe(path, changed).recipe) == "767ba5"
+    assert recipe_hash(read_recipe(path).recipe, {"a.py": "00"}) == "33321c"
+
+
+def test_a_run_can_be_extended_without_changing_its_hash(write_recipe):
+    path = write_recipe(PINNED)
+    longer = ["pruning.levels=20", "replicates=7", "data.offline=digits"]
+    assert recipe_hash(read_recipe(path, longer).recipe) == "9642ed"
+
+
+def test_every_other_field_changes_the_hash(write_recipe):
+    path = write_recipe(PINNED)
+    changes = [
+        "seed=1", "train.steps=4001it", "train.batch_size=61", "train.lr=1e-3", "train.optimizer=adamw",
+        "train.weight_decay=1e-4", "train.warmup=1it", "train.milestones=[1ep]", "train.evaluate_every=50it",
+        "data.name=digits", "data.validation=1", "data.split_seed=1", "data.augment=true", "model.name=lenet_5",
+        "model.options={a: 1}", "pruning.criterion=random", "pruning.scope=global", "pruning.rate=0.3",
+        "pruning.output_rate=0.1", "pruning.rates={conv*: 0.1}", "pruning.ignore=[fc1]", "pruning.rewind=1it",
+        "pruning.after=reinit", "method=oneshot",
+    ]  # fmt: skip
+    hashes = {recipe_hash(read_recipe(path, [change]).recipe) for change in changes}
+    assert len(hashes | {"9642ed"}) == len(changes) + 1
+
+
+def test_a_resolved_recipe_reads_back_equal(write_recipe):
+    recipe = read_recipe(write_recipe(PINNED), ["train.milestones=[80ep, 120ep]", "train.lr=1e-3"]).recipe
+    assert read_recipe(write_recipe(recipe_yaml(recipe), "again.yaml")).recipe == recipe

@@ -1,0 +1,33 @@
+import dataclasses
+
+import pytest
+
+from ticketlab.report import estimate, summarise
+from ticketlab.runs.store import Level
+
+
+def level(replicate, index, accuracy):
+    values = {field.name: 0 for field in dataclasses.fields(Level)}
+    return Level(**{**values, "replicate": replicate, "level": index, "test_accuracy": accuracy, "density": 0.5})
+
+
+def test_the_interval_is_students_t():
+    """Mean 3, deviation √2.5, t(0.975, 4 degrees of freedom) = 2.776 from a printed table."""
+    found = estimate([1, 2, 3, 4, 5])
+    assert found.mean == 3 and found.n == 5
+    assert found.high - 3 == pytest.approx(2.776 * (2.5 / 5) ** 0.5, abs=1e-3)
+    assert 3 - found.low == pytest.approx(found.high - 3)
+
+
+def test_a_single_value_has_no_interval():
+    found = estimate([0.9])
+    assert (found.mean, found.low, found.high, found.n) == (0.9, None, None, 1)
+
+
+def test_each_level_is_summarised_over_the_replicates_that_finished_it():
+    rows = summarise([level(1, 0, 0.9), level(2, 0, 0.8), level(1, 1, 0.7)])
+    assert [(row.level, row.test_accuracy.mean, row.test_accuracy.n) for row in rows] == [
+        (0, pytest.approx(0.85), 2),
+        (1, 0.7, 1),
+    ]
+    assert (rows[0].lowest, rows[0].highest) == (0.8, 0.9)

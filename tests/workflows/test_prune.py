@@ -1,0 +1,225 @@
+"""The invariants of iterative pruning with rewinding, on real digits."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ticketlab.errors import FailedRun, Interrupted
+from ticketlab.pruning.masks import masked, remaining
+from ticketlab.runs.store import Level, RunStore
+from ticketlab.seeds import derive_seed
+from ticketlab.workflows.plan import load_data, make_plan
+from ticketlab.workflows.prune import prune_replicate, ticket_weights
+from ticketlab.workflows.train_level import Settings
+
+TIMES = {"seconds": 0.0, "step_ms": 0.0}
+
+
+@pytest.fixture
+def run(tiny, places, tmp_path):
+    """Run the tiny recipe with overrides; returns plan, store and levels."""
+
+    def go(*overrides, folder="run", settings=None):
+        plan = make_plan(*load_data(tiny(*overrides), places))
+        store = RunStore(tmp_path / folder)
+        levels = [e for e in prune_replicate(plan, store, 1, settings or Settings()) if isinstance(e, Level)]
+        return plan, store, levels
+
+    return go
+
+
+def untimed(level):
+    """A record without what the clock says."""
+    curve = tuple({k: v for k, v in point.items() if k != "step_ms"} for point in level.curve)
+    return replace(level, curve=curve, **TIMES)
+
+
+def states(store, levels):
+    return [store.read_weights(1, index, which) for index in range(levels) for which in ("early_stop", "final")] + [
+        store.read_ticket(1, index).mask for index in range(levels)
+    ]
+
+
+def equal(one, other):
+    return all(
+        set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_each_level_keeps_exactly_the_ladders_count_and_nests(run):
+    plan, store, levels = run("pruning.levels=4")
+    # by hand: 19200 15360 12288 9830 7864, 30000 24000 19200 15360 12288, 1000 900 810 729 656
+    assert [level.remaining for level in levels] == [50200, 40260, 32298, 25919, 20808]
+    masks = [store.read_ticket(1, index).mask for index in range(5)]
+    for before, after in itertools.pairwise(masks):
+        assert all(not (after[name] & ~before[name]).any() for name in after)
+    assert [remaining(mask) for mask in masks] == [level.remaining for level in levels]
+    assert [level.density for level in levels] == [level.remaining / 50200 for level in levels]
+
+
+@pytest.mark.parametrize("rewind", [0, 7, 20])
+def test_rewound_weights_equal_those_at_the_rewind_step_under_the_mask(run, rewind):
+    plan, store, _ = run(f"pruning.rewind={rewind}it")
+    # an independent dense training, stopped at the rewind step, is where the weights must come from
+    _, dense, _ = run("pruning.levels=1", f"train.steps={max(rewind, 1)}it", "train.evaluate_every=1it", folder="dense")
+    expected = plan.build(derive_seed(0, "init")).state_dict() if rewind == 0 else dense.read_weights(1, 0, "final")
+    assert equal([store.read_rewind(1)], [expected])
+    for level in (1, 2):
+        ticket = store.read_ticket(1, level)
+        assert equal([ticket_weights(plan, ticket)], [masked(expected, ticket.mask)])
+        assert (ticket.weights is None) == (rewind == 0)
+
+
+@pytest.mark.parametrize("method", ["imp", "oneshot"])
+def test_the_mask_removes_the_smallest_trained_weights_of_each_layer(run, method):
+    _, store, _ = run(f"method={method}")
+    for level in (1, 2):
+        source = level - 1 if method == "imp" else 0
+        trained = store.read_weights(1, source, "final")
+        before, after = store.read_ticket(1, source).mask, store.read_ticket(1, level).mask
+        for name, kept in after.items():
+            removed = before[name] & ~kept
+            assert trained[name][removed].abs().max() <= trained[name][kept].abs().min()
+
+
+def test_oneshot_reaches_the_same_densities_at_once(run):
+    _, _, iterative = run("pruning.levels=3")
+    _, _, oneshot = run("pruning.levels=3", "method=oneshot", folder="oneshot")
+    assert [level.remaining for level in oneshot] == [level.remaining for level in iterative]
+    assert untimed(oneshot[1]) == untimed(iterative[1])
+    assert untimed(oneshot[2]) != untimed(iterative[2])
+
+
+@pytest.mark.parametrize("after", ["rewind", "lr_rewind", "finetune", "reinit"])
+def test_what_a_ticket_restarts_from(run, after):
+    plan, store, levels = run(f"pruning.after={after}", "pruning.rewind=10it", "train.milestones=[20it]")
+    ticket = store.read_ticket(1, 1)
+    start = ticket_weights(plan, ticket)
+    if after == "rewind":
+        expected = store.read_rewind(1)
+    elif after == "reinit":
+        expected = plan.build(derive_seed(0, "reinit", 1)).state_dict()
+        assert not torch.equal(expected["fc1.weight"], plan.build(derive_seed(0, "init")).state_dict()["fc1.weight"])
+    else:
+        expected = store.read_weights(1, 0, "final")
+    assert equal([start], [masked(expected, ticket.mask)])
+    assert levels[1].steps == (30 if after == "reinit" else 20)
+    rates = [point["lr"] for point in levels[1].curve]
+    high, low = 1.2e-3, pytest.approx(1.2e-4)
+    assert rates == {"finetune": [low, low], "reinit": [high, high, low]}.get(after, [high, low])
+
+
+def test_the_early_stop_step_is_the_minimum_of_validation_loss_and_its_weights_are_kept(run):
+    _, store, levels = run("train.steps=60it", "train.lr=0.02")
+    for level in levels:
+        losses = {point["step"]: point["val_loss"] for point in level.curve}
+        assert list(losses) == [10, 20, 30, 40, 50, 60]
+        assert losses[level.early_stop_step] == min(losses.values()) == level.val_loss
+    stopped = [level for level in levels if level.early_stop_step != 60]
+    assert stopped, "the high learning rate should overshoot at some level"
+    for level in stopped:
+        assert not equal(
+            [store.read_weights(1, level.level, "early_stop")], [store.read_weights(1, level.level, "final")]
+        )
+
+
+def test_the_same_seed_gives_the_same_result_and_another_seed_another(run):
+    _, first, levels = run()
+    _, second, again = run(folder="second")
+    _, other, different = run("seed=1", folder="other")
+    assert [untimed(level) for level in levels] == [untimed(level) for level in again]
+    assert equal(states(first, 3), states(second, 3))
+    assert not equal(states(first, 3), states(other, 3))
+    assert different[0].seed == 1
+
+
+class StopAt:
+    """Asks to stop after a number of steps."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    def __call__(self):
+        self.left -= 1
+        return self.left == 0
+
+
+DROPOUT = """
+from torch import nn
+
+def build(inputs, classes):
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 50), nn.BatchNorm1d(50), nn.ReLU(), nn.Dropout(0.3), nn.Linear(50, classes)
+    )
+"""
+OWN = "model={file: net.py, name: build}"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("pruning.rewind=5it",),
+        ("train.optimizer=sgd", "train.momentum=0.9", "train.weight_decay=1e-3", "train.warmup=12it"),
+        (OWN, "pruning.scope=global", "pruning.output_rate=null"),
+        ("pruning.after=lr_rewind", "data.augment=true", "train.lr=0.02"),
+        ("pruning.rate=0.9", "pruning.criterion=random"),
+    ],
+    ids=str,
+)
+def test_a_run_stopped_anywhere_resumes_bit_for_bit(run, tmp_path, overrides):
+    (tmp_path / "net.py").write_text(DROPOUT)
+    _, whole, levels = run(*overrides, folder="whole")
+    for steps in (1, 4, 5, 17, 30, 33, 41, 78):
+        settings = Settings(should_stop=StopAt(steps), checkpoint_seconds=3600)
+        with pytest.raises(Interrupted):
+            run(*overrides, folder=f"stopped_{steps}", settings=settings)
+        _, store, resumed = run(*overrides, folder=f"stopped_{steps}")
+        assert [untimed(level) for level in resumed] == [untimed(level) for level in levels]
+        assert equal(states(store, 3), states(whole, 3))
+
+
+def test_a_run_stopped_after_every_step_arrives_all_the_same(run):
+    _, whole, levels = run("train.steps=6it", "pruning.levels=1", "train.evaluate_every=4it", folder="whole")
+    for _ in range(12):
+        with pytest.raises(Interrupted):
+            run(
+                "train.steps=6it", "pruning.levels=1", "train.evaluate_every=4it",
+                folder="stopped", settings=Settings(should_stop=lambda: True),
+            )  # fmt: skip
+    _, store, resumed = run("train.steps=6it", "pruning.levels=1", "train.evaluate_every=4it", folder="stopped")
+    assert [untimed(level) for level in resumed] == [untimed(level) for level in levels]
+    assert equal(states(store, 2), states(whole, 2))
+
+
+def test_levels_can_be_added_later(run):
+    _, whole, levels = run("pruning.levels=3", folder="whole")
+    run("pruning.levels=1", folder="extended")
+    _, store, extended = run("pruning.levels=3", folder="extended")
+    assert [untimed(level) for level in extended] == [untimed(level) for level in levels]
+    assert equal(states(store, 4), states(whole, 4))
+
+
+def test_batch_norm_statistics_are_rewound_too(run, tmp_path):
+    (tmp_path / "net.py").write_text(DROPOUT)
+    plan, store, _ = run(OWN, "pruning.rewind=6it")
+    start = ticket_weights(plan, store.read_ticket(1, 2))
+    assert torch.equal(start["2.running_mean"], store.read_rewind(1)["2.running_mean"])
+    assert start["2.num_batches_tracked"] == 6
+    assert store.read_weights(1, 2, "final")["2.num_batches_tracked"] == 30
+
+
+def test_dead_weights_of_finished_levels_are_zero_and_sparse_layers_store_them_too(run):
+    _, store, _ = run("pruning.rate=0.8", "train.optimizer=adamw", "train.weight_decay=0.1")
+    for level in range(3):
+        mask = store.read_ticket(1, level).mask
+        for which in ("early_stop", "final"):
+            weights = store.read_weights(1, level, which)
+            assert weights["fc2.weight"].shape == (100, 300)
+            assert all(not weights[name][~kept].any() for name, kept in mask.items())
+
+
+def test_training_that_diverges_says_so(run):
+    with pytest.raises(FailedRun, match=r"training diverged before step \d+ .*lower train\.lr"):
+        run("train.optimizer=sgd", "train.lr=1e30")
