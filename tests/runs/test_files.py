@@ -23,6 +23,12 @@ def test_tensors_and_facts_come_back_bit_for_bit(tmp_path):
     assert facts == {"step": 3, "curve": [{"loss": 0.1}]}
 
 
+def test_equal_content_gives_equal_bytes(tmp_path):
+    for name in ("one", "two"):
+        write_tensors(tmp_path / name, TENSORS, {"b": 1, "a": 2})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
 def test_a_slice_does_not_bring_the_whole_tensor_along(tmp_path):
     write_tensors(tmp_path / "x", {"row": torch.zeros(1000, 1000)[:2]}, {})
     assert (tmp_path / "x").stat().st_size < 2 * 1000 * 4 + 4096

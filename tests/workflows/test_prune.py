@@ -49,7 +49,7 @@ def equal(one, other):
 
 
 def test_each_level_keeps_exactly_the_ladders_count_and_nests(run):
-    plan, store, levels = run("pruning.levels=4")
+    _plan, store, levels = run("pruning.levels=4")
     # by hand: 19200 15360 12288 9830 7864, 30000 24000 19200 15360 12288, 1000 900 810 729 656
     assert [level.remaining for level in levels] == [50200, 40260, 32298, 25919, 20808]
     masks = [store.read_ticket(1, index).mask for index in range(5)]

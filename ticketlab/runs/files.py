@@ -62,7 +62,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     """Tensors and facts about them (as JSON) in one safetensors file with a checksum over both."""
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     text = json.dumps(facts, sort_keys=True)
-    metadata = {"facts": text, "crc32": str(_checksum(contiguous, text))}
+    # one entry only: safetensors writes several in an order that changes from process to process
+    metadata = {"ticketlab": f"{_checksum(contiguous, text)} {text}"}
     write_bytes(path, save(contiguous, metadata))
 
 
@@ -72,11 +73,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         content = path.read_bytes()
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = header["__metadata__"]
-        facts = json.loads(metadata["facts"])
+        checksum, _, text = header["__metadata__"]["ticketlab"].partition(" ")
+        facts = json.loads(text)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise damaged(path, str(error)) from error
-    if metadata.get("crc32") != str(_checksum(tensors, metadata["facts"])):
+    if checksum != str(_checksum(tensors, text)):
         raise damaged(path, "checksum does not match")
     return tensors, facts
 

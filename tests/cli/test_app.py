@@ -1,0 +1,248 @@
+"""Commands as a user types them: results on stdout, the rest on stderr, exit statuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ticketlab.cli.app import app
+
+RUN = {
+    "run", "recipe", "hash", "method", "state", "device", "data", "stand_in_for", "seconds", "replicates", "summary"
+}  # fmt: skip
+
+
+@pytest.fixture
+def ticketlab(tmp_path, monkeypatch):
+    """Run a command in an empty folder, without data but what packages ship."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TICKETLAB_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("ticketlab.data.files.download", no_network)
+
+    def invoke(*arguments, answer=None):
+        return CliRunner().invoke(app, [str(a) for a in arguments], input=answer)
+
+    return invoke
+
+
+def no_network(files, cache):
+    from ticketlab.errors import MissingData
+
+    raise MissingData(f"{files.name} is not on this machine and cannot be downloaded (no network)")
+
+
+def test_prune_prints_one_json_object_and_nothing_else_on_stdout(ticketlab, write_recipe):
+    ran = ticketlab("prune", write_recipe(), "--json", "--set", "pruning.levels=1")
+    assert ran.exit_code == 0
+    found = json.loads(ran.stdout)
+    assert set(found) == RUN
+    (replicate,) = found["replicates"]
+    assert [level["level"] for level in replicate["levels"]] == [0, 1]
+    wanted = {
+        "level", "density", "remaining", "total", "val_accuracy", "test_accuracy", "test_loss", "early_stop_step",
+        "steps", "seconds",
+    }  # fmt: skip
+    assert wanted <= set(replicate["levels"][0])
+    assert found["summary"][1]["test_accuracy"]["n"] == 1
+    assert "replicate 1 level 1: density 80.20 %" in ran.stderr
+
+
+def test_prune_prints_a_table_and_one_plain_line_per_level(ticketlab, write_recipe):
+    ran = ticketlab("prune", write_recipe(), "--set", "pruning.levels=1", "-s", "replicates=2", "--workers", "1")
+    assert ran.exit_code == 0
+    rows = [line.split() for line in ran.stdout.splitlines() if line.strip()[:2] in ("0 ", "1 ")]
+    assert [row[1] for row in rows] == ["100.00", "80.20"]
+    assert len([line for line in ran.stderr.splitlines() if " level " in line]) == 4
+    assert "\x1b" not in ran.stdout + ran.stderr
+    quiet = ticketlab("prune", write_recipe(), "--set", "pruning.levels=1", "-s", "replicates=2", "--quiet")
+    assert quiet.stdout == ran.stdout
+    assert " level " not in quiet.stderr
+
+
+def test_a_stand_in_is_in_the_notice_the_table_and_the_json(ticketlab, write_recipe):
+    recipe = write_recipe()
+    data = ["--set", "data={name: mnist, offline: digits}", "--set", "pruning.levels=1"]
+    ran = ticketlab("prune", recipe, *data)
+    assert ran.stderr.startswith("STAND-IN DATA: 'digits' instead of 'mnist'")
+    assert "digits (STAND-IN for mnist)" in ran.stdout
+    found = json.loads(ticketlab("prune", recipe, *data, "--json").stdout)
+    assert (found["data"], found["stand_in_for"]) == ("digits", "mnist")
+    assert "digits (stand-in)" in ticketlab("runs", "ls").stdout
+
+
+def test_dry_run_shows_the_plan_and_trains_nothing(ticketlab, write_recipe, tmp_path):
+    ran = ticketlab("prune", write_recipe(), "--dry-run")
+    assert ran.exit_code == 0
+    assert "steps: 30it" in ran.stdout and "40260" in ran.stdout
+    assert not (tmp_path / "runs").exists()
+    found = json.loads(ticketlab("prune", write_recipe(), "--dry-run", "--json").stdout)
+    assert [level["remaining"] for level in found["levels"]] == [50200, 40260, 32298]
+    assert [level["macs"] for level in found["levels"]] == [50200, 40260, 32298]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "pruning.rate=1.2"], "--set pruning.rate=1.2: pruning.rate: Input should be less than 1"),
+        (["--set", "pruning.levels=0"], "pruning.levels: Input should be greater than or equal to 1"),
+        (["--set", "pruning.rewind=31it"], "step 31 is not before the end of training at step 30"),
+        (["--set", "model.name=lenet_300_10"], "did you mean 'lenet_300_100'?"),
+        (["--set", "data={name: mnist}"], "mnist is not on this machine and cannot be downloaded"),
+        (["--device", "tpu"], "--device tpu: no such device here"),
+        (["--data", "/nonexistent"], "name a readable folder with --data"),
+        (["--runs", "/proc/nothing"], "name another folder with --runs"),
+    ],
+)
+def test_bad_input_is_one_message_status_2_and_nothing_written(ticketlab, write_recipe, tmp_path, arguments, message):
+    recipe = write_recipe()
+    if "--data" in arguments:
+        arguments = [*arguments, "--set", "data={name: mnist}"]
+    ran = ticketlab("prune", recipe, *arguments)
+    assert ran.exit_code == 2
+    assert ran.stdout == ""
+    assert message in ran.stderr and "Traceback" not in ran.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_recipes_are_listed_shown_and_checked(ticketlab, write_recipe, tmp_path):
+    (tmp_path / "recipes").mkdir()
+    write_recipe("# What: a tiny one.\n" + write_recipe().read_text(), "recipes/small.yaml")
+    assert "a tiny one." in ticketlab("recipes", "ls").stdout
+    assert json.loads(ticketlab("recipes", "ls", "--json").stdout)["recipes"][0]["what"] == "a tiny one."
+    shown = ticketlab("recipes", "show", "recipes/small.yaml", "--set", "seed=5")
+    assert "seed: 5\n" in shown.stdout and "criterion: magnitude" in shown.stdout
+    assert ticketlab("recipes", "check", "recipes/small.yaml").stdout.strip() == "recipes/small.yaml: valid"
+    broken = ticketlab("recipes", "check", "recipes/small.yaml", "--set", "train.lrr=1")
+    assert (broken.exit_code, broken.stdout) == (2, "")
+    assert ticketlab("recipes", "ls", "--recipes", "nowhere").exit_code == 2
+
+
+def test_the_schema_accepts_what_recipes_say(ticketlab):
+    schema = json.loads(ticketlab("recipes", "schema").stdout)
+    assert schema["additionalProperties"] is False
+    assert set(schema["required"]) == {"model", "data", "train"}
+    pruning = schema["$defs"]["PruningSection"]["properties"]
+    assert "Fraction of the remaining weights" in pruning["rate"]["description"]
+    assert schema["$defs"]["TrainSection"]["properties"]["steps"]["pattern"] == "^(0|[1-9][0-9]*)(ep|it)$"
+
+
+def test_runs_are_listed_shown_and_deleted(ticketlab, write_recipe, tmp_path):
+    ticketlab("prune", write_recipe(), "--set", "pruning.levels=1")
+    listed = json.loads(ticketlab("runs", "ls", "--json").stdout)["runs"]
+    assert [(run["state"], run["levels"], run["replicates"]) for run in listed] == [("finished", 2, 1)]
+    name = Path(listed[0]["run"]).name
+    assert set(json.loads(ticketlab("runs", "show", "--json").stdout)) == RUN
+    assert "80.20" in ticketlab("runs", "show", name[:7]).stdout
+    assert ticketlab("runs", "show", "nothing").exit_code == 2
+    assert ticketlab("runs", "rm", name, answer="n\n").exit_code == 0
+    assert (tmp_path / "runs" / name).exists()
+    assert ticketlab("runs", "rm", name, "--yes").exit_code == 0
+    assert not (tmp_path / "runs" / name).exists()
+    assert ticketlab("runs", "show").exit_code == 2
+
+
+def test_data_is_listed_and_fetched(ticketlab):
+    found = {item["name"]: item["found"] for item in json.loads(ticketlab("data", "ls", "--json").stdout)["data"]}
+    assert found["digits"] == "package scikit-learn" and found["mnist"] is None
+    assert "1797 examples, verified" in ticketlab("data", "fetch", "digits").stderr
+    assert ticketlab("data", "fetch", "mnist").exit_code == 2
+    assert "did you mean 'digits'" in ticketlab("data", "fetch", "digit").stderr
+
+
+def test_doctor_tells_what_is_here_and_what_to_do(ticketlab):
+    ran = ticketlab("doctor", "--json")
+    found = {item["what"]: item for item in json.loads(ran.stdout)["findings"]}
+    assert {"torch", "accelerator", "threads", "data: mnist", "folder: cache", "folder: runs"} <= set(found)
+    assert "ticketlab data fetch mnist" in found["data: mnist"]["do"]
+    bad = ticketlab("doctor", "--runs", "/proc/nothing", "--data", "/nonexistent")
+    assert bad.exit_code == 0 and bad.stdout.count("✗") == 2
+
+
+def test_the_version_is_told(ticketlab):
+    from ticketlab import __version__
+
+    assert ticketlab("--version").stdout.strip() == __version__
+
+
+# --- real processes and signals
+
+
+LONG = ["--set", "train.steps=600it", "--set", "pruning.levels=2", "--set", "replicates=2"]
+
+
+def start(recipe, folder, *arguments):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    command = [sys.executable, "-m", "ticketlab", "prune", str(recipe), "--runs", str(folder), *LONG, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for(folder, pattern, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern} in {folder}"
+        time.sleep(0.02)
+
+
+def results(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The results of a run that nobody disturbed."""
+    from conftest import TINY
+
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(TINY)
+    process = start(folder / "tiny.yaml", folder / "runs")
+    assert process.communicate(timeout=120) and process.returncode == 0
+    return results(folder / "runs")
+
+
+@pytest.mark.parametrize("moment", ["*/replicate_1/level_0/checkpoint*", "*/replicate_2/level_1/checkpoint*"])
+def test_a_run_killed_with_sigkill_resumes_to_the_identical_result(tmp_path, write_recipe, whole, moment):
+    runs = tmp_path / "runs"
+    process = start(write_recipe(), runs, "--checkpoint-seconds", "0.1")
+    wait_for(runs, moment)
+    process.kill()
+    process.communicate()
+    again = start(write_recipe(), runs)
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    assert results(runs) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_signal_saves_exits_130_and_the_same_command_resumes(tmp_path, write_recipe, whole, number, workers):
+    runs = tmp_path / "runs"
+    process = start(write_recipe(), runs, "--workers", workers, "--checkpoint-seconds", "0.1")
+    wait_for(runs, "*/replicate_1/level_1/checkpoint*")
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert output == "" and "saved" in errors and "Traceback" not in errors
+    assert json.loads(next(runs.glob("*/manifest.json")).read_text())["state"] == "interrupted"
+    again = start(write_recipe(), runs, "--workers", workers)
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    assert results(runs) == whole
+
+
+def test_a_second_process_is_refused_while_the_first_runs(tmp_path, write_recipe):
+    runs = tmp_path / "runs"
+    first = start(write_recipe(), runs)
+    wait_for(runs, "*/manifest.json")
+    second = start(write_recipe(), runs)
+    _, errors = second.communicate(timeout=60)
+    first.terminate()
+    first.communicate(timeout=60)
+    assert second.returncode == 2
+    assert "another process is writing this run" in errors
