@@ -5,20 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import TINY
 
 from ticketlab.data.files import Places
 from ticketlab.data.sources import Dataset, load_dataset
 from ticketlab.recipe_file import RecipeFile, read_recipe
-
-TINY = """
-model: {name: lenet_300_100}
-data: {name: digits, validation: 200}
-train: {steps: 30it, batch_size: 32, evaluate_every: 10it}
-pruning: {levels: 2, rate: 0.2, output_rate: 0.1}
-"""
-"""Half a second a level: real digits, the real network, few steps."""
-
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("**/*.yaml"))
 
 
 @pytest.fixture(autouse=True)

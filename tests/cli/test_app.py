@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support import TINY
 from typer.testing import CliRunner
 
 from ticketlab.cli.app import app
@@ -197,8 +198,6 @@ def results(folder):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The results of a run that nobody disturbed."""
-    from conftest import TINY
-
     folder = tmp_path_factory.mktemp("whole")
     (folder / "tiny.yaml").write_text(TINY)
     process = start(folder / "tiny.yaml", folder / "runs")

@@ -1,7 +1,15 @@
+import dataclasses
+
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ticketlab.runs.tensorboard import LevelEvents, write_run_summary
+from ticketlab.runs.store import Level
+from ticketlab.runs.tensorboard import LevelEvents, log_level, write_run_summary
+
+
+def level(index, share):
+    values = {field.name: 0 for field in dataclasses.fields(Level)}
+    return Level(**{**values, "level": index, "layers": {"fc.weight": share}, "test_accuracy": 0.9})
 
 
 def read(folder):
@@ -13,16 +21,22 @@ def read(folder):
 def test_a_level_logs_scalars_densities_and_histograms_of_live_weights(tmp_path):
     mask = {"fc.weight": torch.tensor([[True, False, False, True]])}
     with LevelEvents(tmp_path, 0) as events:
-        events.ticket(mask, 0)
         events.point(100, {"step": 100, "train_loss": 0.5, "val_accuracy": 0.9, "lr": 0.1, "step_ms": 1.5})
         events.weights({"fc.weight": torch.tensor([[2.0, 0.0, 0.0, -3.0]])}, mask, 100)
     found = read(tmp_path)
     assert set(found.Tags()["scalars"]) == {
-        "density/fc.weight", "loss/train", "accuracy/val", "training/lr", "training/step_ms",
+        "loss/train", "accuracy/val", "training/lr", "training/step_ms",
     }  # fmt: skip
-    assert found.Scalars("density/fc.weight")[0].value == 0.5
     histogram = found.Histograms("live_weights/fc.weight")[0].histogram_value
     assert (histogram.num, histogram.min, histogram.max) == (2, -3, 2)
+
+
+def test_finished_levels_are_points_of_their_replicates_curves(tmp_path):
+    for index, share in enumerate((1.0, 0.8)):
+        log_level(tmp_path, level(index, share))
+    found = read(tmp_path)
+    assert [(e.step, round(e.value, 6)) for e in found.Scalars("density/fc.weight")] == [(0, 1.0), (1, 0.8)]
+    assert [e.step for e in found.Scalars("test_accuracy/replicate")] == [0, 1]
 
 
 def test_a_level_taken_up_hides_what_was_logged_beyond_its_checkpoint(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import RECIPES
+from support import RECIPES
 
 from ticketlab.data.sources import FILE_SETS, Dataset
 from ticketlab.errors import RecipeError

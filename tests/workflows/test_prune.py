@@ -1,10 +1,10 @@
 """The invariants of iterative pruning with rewinding, on real digits."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
+from support import equal, states, untimed
 
 from ticketlab.errors import FailedRun, Interrupted
 from ticketlab.pruning.masks import masked, remaining
@@ -13,8 +13,6 @@ from ticketlab.seeds import derive_seed
 from ticketlab.workflows.plan import load_data, make_plan
 from ticketlab.workflows.prune import prune_replicate, ticket_weights
 from ticketlab.workflows.train_level import Settings
-
-TIMES = {"seconds": 0.0, "step_ms": 0.0}
 
 
 @pytest.fixture
@@ -28,24 +26,6 @@ def run(tiny, places, tmp_path):
         return plan, store, levels
 
     return go
-
-
-def untimed(level):
-    """A record without what the clock says."""
-    curve = tuple({k: v for k, v in point.items() if k != "step_ms"} for point in level.curve)
-    return replace(level, curve=curve, **TIMES)
-
-
-def states(store, levels):
-    return [store.read_weights(1, index, which) for index in range(levels) for which in ("early_stop", "final")] + [
-        store.read_ticket(1, index).mask for index in range(levels)
-    ]
-
-
-def equal(one, other):
-    return all(
-        set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a) for a, b in zip(one, other, strict=True)
-    )
 
 
 def test_each_level_keeps_exactly_the_ladders_count_and_nests(run):

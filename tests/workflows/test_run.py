@@ -1,14 +1,12 @@
 """Whole runs: directories, processes, failures."""
 
 import json
-import os
-import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from test_prune import equal, states, untimed
+from support import equal, states, untimed
+from worker_bodies import count, die_always, die_once, fail_second, never_ends
 
 from ticketlab.errors import FailedRun, Interrupted, RunError, TicketlabError
 from ticketlab.report import run_levels, run_report
@@ -129,39 +127,7 @@ def test_devices_that_are_not_here_are_refused():
         choose_device("tpu")
 
 
-# --- worker processes, with bodies that can be pickled
-
-
-def count(replicate, should_stop):
-    yield from ((replicate, number) for number in range(3))
-
-
-def fail_second(replicate, should_stop):
-    yield replicate
-    if replicate == 2:
-        raise FailedRun("replicate 2 cannot go on")
-    while not should_stop():
-        time.sleep(0.01)
-    yield f"{replicate} saved"
-
-
-def die_once(replicate, should_stop):
-    marker = Path(os.environ["TICKETLAB_TEST_MARKER"])
-    if not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    yield "alive"
-
-
-def die_always(replicate, should_stop):
-    yield replicate
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def never_ends(replicate, should_stop):
-    while not should_stop():
-        time.sleep(0.01)
-    yield "saved"
+# --- worker processes
 
 
 def never():

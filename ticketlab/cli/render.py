@@ -82,7 +82,7 @@ def run(events: Iterable[Event], json: bool, quiet: bool) -> None:
         result(run_report(store, levels))
     else:
         _level_table(store, levels)
-        note(f"run: {store.path}   look: tensorboard --logdir {store.path.parent}")
+        note(f"run: {store.path}   look: tensorboard --logdir {store.path}")
 
 
 def levels(store: RunStore, json: bool) -> None:

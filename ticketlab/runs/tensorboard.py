@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from ticketlab.pruning.masks import Mask, layer_densities
+from ticketlab.pruning.masks import Mask
+from ticketlab.runs.store import Level
 
 MARGIN = ("test_accuracy/mean", "test_accuracy/lowest", "test_accuracy/highest")
 
@@ -36,11 +37,6 @@ class LevelEvents:
             if name != "step":
                 self._writer.add_scalar(_tag(name), value, step)
 
-    def ticket(self, mask: Mask, step: int) -> None:
-        """Density of each layer."""
-        for name, value in layer_densities(mask).items():
-            self._writer.add_scalar(f"density/{name}", value, step)
-
     def weights(self, weights: Mapping[str, Tensor], mask: Mask, step: int) -> None:
         """Histogram of each layer's live weights; dead ones would hide them under a spike at zero."""
         for name, kept in mask.items():
@@ -54,6 +50,15 @@ class LevelEvents:
 def _tag(name: str) -> str:
     split, _, figure = name.partition("_")
     return f"{figure}/{split}" if split in ("train", "val") else f"training/{name}"
+
+
+def log_level(folder: Path, level: Level) -> None:
+    """A finished level as one point of its replicate's curves over levels."""
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_scalar("test_accuracy/replicate", level.test_accuracy, level.level)
+        writer.add_scalar("early_stop/step", level.early_stop_step, level.level)
+        for name, value in level.layers.items():
+            writer.add_scalar(f"density/{name}", value, level.level)
 
 
 def write_run_summary(

@@ -16,7 +16,7 @@ from ticketlab.data.batches import Examples, Splits, shuffled_batches
 from ticketlab.errors import FailedRun, Interrupted
 from ticketlab.pruning.masks import Mask, density, layer_densities, remaining, total
 from ticketlab.runs.store import Level, RunStore
-from ticketlab.runs.tensorboard import LevelEvents
+from ticketlab.runs.tensorboard import LevelEvents, log_level
 from ticketlab.seeds import derive_seed
 from ticketlab.training.loop import Step, evaluate, revived, train_steps
 from ticketlab.training.optim import learning_rate, make_optimizer
@@ -93,7 +93,6 @@ def train_level(plan: Plan, store: RunStore, task: LevelTask, settings: Settings
     saved_at = time.monotonic()
     with LevelEvents(store.level_dir(task.replicate, task.level), trainer.step) as events:
         if trainer.step == task.start:
-            events.ticket(task.mask, task.start)
             _keep_rewind_point(plan, store, task, trainer)
         began = time.perf_counter()
         for step in _steps(plan, task, trainer, splits.train, net.mask):
@@ -115,6 +114,7 @@ def train_level(plan: Plan, store: RunStore, task: LevelTask, settings: Settings
         final = net.whole(trainer.model.state_dict())
         events.weights(final, task.mask, trainer.step)
     level = _finish(task, trainer, splits)
+    log_level(store.replicate_dir(task.replicate), level)
     store.write_level(level, net.whole(trainer.best), final)
     yield level
 
