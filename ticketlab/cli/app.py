@@ -74,6 +74,7 @@ def prune(
 ) -> None:
     """Find lottery tickets by pruning with rewinding, as the recipe says; resumes what was interrupted."""
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
+        from ticketlab.cli.progress import follow
         from ticketlab.recipe_file import read_recipe
         from ticketlab.workflows.run import Machine, plan_on, prune_run
 
@@ -82,7 +83,8 @@ def prune(
         if dry_run:
             render.plan(plan_on(file, machine.places), runs, json)
         else:
-            render.run(prune_run(file, machine, should_stop), json, quiet)
+            store, levels = follow(prune_run(file, machine, should_stop), quiet)
+            render.levels(store, levels, json)
 
 
 @recipes_app.command("ls")
@@ -135,9 +137,11 @@ def runs_ls(runs: RunsRoot = Path("runs"), json: Json = False) -> None:
 def runs_show(run: RunName = None, runs: RunsRoot = Path("runs"), json: Json = False) -> None:
     """Show the levels of a run."""
     with render.one_line_errors():
+        from ticketlab.report import run_levels
         from ticketlab.runs.store import find_run
 
-        render.levels(find_run(runs, run), json)
+        found = find_run(runs, run)
+        render.levels(found, run_levels(found), json)
 
 
 @runs_app.command("rm")

@@ -6,7 +6,7 @@ import json as jsonlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ticketlab.runs.store import Level, RunStore
     from ticketlab.workflows.doctor import Finding
     from ticketlab.workflows.plan import Plan
-    from ticketlab.workflows.run import Event
 
 
 def result(content: object) -> None:
@@ -71,30 +70,15 @@ def stop_request() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def run(events: Iterable[Event], json: bool, quiet: bool) -> None:
-    """Follow a run to its end, then show its levels."""
-    from ticketlab.cli.progress import follow
-
-    store, levels = follow(events, quiet=quiet)
+def levels(store: RunStore, found: Sequence[Level], json: bool) -> None:
+    """The levels of a run."""
     if json:
         from ticketlab.report import run_report
 
-        result(run_report(store, levels))
-    else:
-        _level_table(store, levels)
-        note(f"run: {store.path}   look: tensorboard --logdir {store.path}")
-
-
-def levels(store: RunStore, json: bool) -> None:
-    """The levels of a run that is there already."""
-    from ticketlab.report import run_levels, run_report
-
-    found = run_levels(store)
-    if json:
         result(run_report(store, found))
     else:
-        note(f"run: {store.path}")
         _level_table(store, found)
+        note(f"run: {store.path}   look: tensorboard --logdir {store.path}")
 
 
 def _level_table(store: RunStore, levels: Sequence[Level]) -> None:
