@@ -31,3 +31,11 @@ def test_each_level_is_summarised_over_the_replicates_that_finished_it():
         (1, 0.7, 1),
     ]
     assert (rows[0].lowest, rows[0].highest) == (0.8, 0.9)
+
+
+def test_gains_over_dense_are_paired_by_replicate():
+    """Gains 0.02, 0.03, 0.04: mean 0.03, deviation 0.01, t(0.975, 2) = 4.303 from a printed table."""
+    dense = [level(1, 0, 0.90), level(2, 0, 0.80), level(3, 0, 0.85)]
+    gain = summarise([*dense, level(1, 1, 0.92), level(2, 1, 0.83), level(3, 1, 0.89)])[1].minus_dense
+    assert gain.mean == pytest.approx(0.03)
+    assert gain.high - gain.mean == pytest.approx(4.303 * 0.01 / 3**0.5, abs=1e-5)

@@ -32,6 +32,8 @@ class Row:
     level: int
     density: float
     test_accuracy: Estimate
+    minus_dense: Estimate
+    """Test accuracy minus that of level 0 of the same replicate."""
     final_test_accuracy: Estimate
     val_accuracy: Estimate
     early_stop_step: Estimate
@@ -55,6 +57,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 def summarise(levels: Sequence[Level]) -> list[Row]:
     """One row for each level, in order."""
     rows = []
+    dense = {level.replicate: level.test_accuracy for level in levels if level.level == 0}
     for index in sorted({level.level for level in levels}):
         same = [level for level in levels if level.level == index]
         accuracies = [level.test_accuracy for level in same]
@@ -63,6 +66,7 @@ def summarise(levels: Sequence[Level]) -> list[Row]:
                 level=index,
                 density=same[0].density,
                 test_accuracy=estimate(accuracies),
+                minus_dense=estimate([level.test_accuracy - dense[level.replicate] for level in same]),
                 final_test_accuracy=estimate([level.final_test_accuracy for level in same]),
                 val_accuracy=estimate([level.val_accuracy for level in same]),
                 early_stop_step=estimate([float(level.early_stop_step) for level in same]),

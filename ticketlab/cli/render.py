@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from ticketlab.workflows.doctor import Finding
     from ticketlab.workflows.plan import Plan
 
+LEVEL_COLUMNS = (
+    "level", "density %", "sparsity %", "test acc %", "interval", "n", "− dense", "interval", "at end %",
+    "early stop", "ms/step",
+)  # fmt: skip
+
 
 def result(content: object) -> None:
     """Text as it is, anything else as one JSON object, on stdout."""
@@ -89,17 +94,7 @@ def _level_table(store: RunStore, levels: Sequence[Level]) -> None:
     data = f"{manifest['data']} (STAND-IN for {stand_in})" if stand_in else manifest["data"]
     table = _table(
         f"{store.name} on {data}: test accuracy at the early-stop step, 95 % t interval",
-        [
-            "level",
-            "density %",
-            "sparsity %",
-            "test acc %",
-            "interval",
-            "n",
-            "at end %",
-            "early stop",
-            "ms/step",
-        ],
+        LEVEL_COLUMNS,
     )
     for row in summarise(levels):
         table.add_row(*_cells(row))
@@ -115,16 +110,18 @@ def _cells(row: Row) -> list[str]:
         f"{100 * row.test_accuracy.mean:.2f}",
         _interval(row.test_accuracy),
         str(row.test_accuracy.n),
+        f"{100 * row.minus_dense.mean:+.2f}",
+        _interval(row.minus_dense, "+.2f"),
         f"{100 * row.final_test_accuracy.mean:.2f}",
         f"{stop:.0f}",
         f"{row.step_ms:.2f}",
     ]
 
 
-def _interval(estimate: Estimate) -> str:
+def _interval(estimate: Estimate, form: str = ".2f") -> str:
     if estimate.low is None or estimate.high is None:
         return "–"
-    return f"{100 * estimate.low:.2f} … {100 * estimate.high:.2f}"
+    return f"{100 * estimate.low:{form}} … {100 * estimate.high:{form}}"
 
 
 def plan(plan: Plan, runs: Path, json: bool) -> None:
