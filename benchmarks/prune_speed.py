@@ -134,6 +134,28 @@ def products() -> Callable[[], object]:
     return step
 
 
+def pieces(places: Places) -> dict[str, Callable[[], object]]:
+    """Parts of our dense step, each alone."""
+    examples = split(load_dataset("mnist", places), 5000, 0).train
+    batches = shuffled_batches(examples, BATCH, 0, 0)
+    images, labels = next(batches)
+    model = network()
+    trained = network()
+    functional.cross_entropy(trained(images), labels).backward()
+    optimizer = make_optimizer(trained.parameters(), TRAIN)
+
+    def passes() -> None:
+        functional.cross_entropy(model(images), labels).backward()
+        for parameter in model.parameters():
+            parameter.grad = None
+
+    return {
+        "part: forward and backward": passes,
+        "part: fused Adam": optimizer.step,
+        "part: batch": lambda: next(batches),
+    }
+
+
 def bf16(places: Places) -> Callable[[], object]:
     """One dense step with autocast to bfloat16 and float32 master weights."""
     examples = split(load_dataset("mnist", places), 5000, 0).train
@@ -215,6 +237,7 @@ def main() -> None:
     levels = {level: magnitude_mask(level) for level in (0, 5, 7, 9, 11, 15)}
     variants = {"products": products(), "plain loop": plain(places, levels[0])}
     variants["plain loop, resident data"] = plain(places, levels[0], resident=True)
+    variants |= pieces(places)
     variants["bf16 autocast"] = bf16(places)
     for level, mask in levels.items():
         variants[f"ours, {100 * density(mask):.2f} %"] = ours(places, mask)

@@ -112,6 +112,20 @@ def test_bad_input_is_one_message_status_2_and_nothing_written(ticketlab, write_
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_criterion_of_ones_own_works_in_worker_processes(tmp_path, write_recipe):
+    (tmp_path / "grown.py").write_text(
+        "from ticketlab.pruning.criteria import criteria\n"
+        "@criteria.register('grown', needs={'initial'})\n"
+        "def grown(weight, evidence, *, power=1.0):\n"
+        "    return (weight - evidence.initial).abs() ** power\n"
+    )
+    own = ["--set", "plugins=[grown.py]", "--set", "pruning={criterion: grown, options: {power: 2.0}, levels: 1}"]
+    process = start(write_recipe(), tmp_path / "runs", *own, "--set", "train.steps=20it", "--json")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert [row["test_accuracy"]["n"] for row in json.loads(output)["summary"]] == [2, 2]
+
+
 def test_recipes_are_listed_shown_and_checked(ticketlab, write_recipe, tmp_path):
     (tmp_path / "recipes").mkdir()
     write_recipe("# What: a tiny one.\n" + write_recipe().read_text(), "recipes/small.yaml")

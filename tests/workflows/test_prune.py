@@ -1,6 +1,7 @@
 """The invariants of iterative pruning with rewinding, on real digits."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -198,6 +199,24 @@ def test_dead_weights_of_finished_levels_are_zero_and_sparse_layers_store_them_t
             weights = store.read_weights(1, level, which)
             assert weights["fc2.weight"].shape == (100, 300)
             assert all(not weights[name][~kept].any() for name, kept in mask.items())
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("weight * float('nan')", "criterion 'test_broken_0' at level 1: saliency of fc1.weight is not finite"),
+        ("weight[:1]", r"criterion 'test_broken_1' gave shape \(1, 64\) for fc1.weight"),
+    ],
+)
+def test_a_criterion_of_ones_own_that_is_wrong_is_named(run, tmp_path, returned, message):
+    name = re.findall(r"test_broken_\d", message)[0]
+    (tmp_path / "own.py").write_text(
+        "from ticketlab.pruning.criteria import criteria\n"
+        f"@criteria.register('{name}')\n"
+        f"def broken(weight, evidence):\n    return {returned}\n"
+    )
+    with pytest.raises(FailedRun, match=message):
+        run("plugins=[own.py]", f"pruning.criterion={name}")
 
 
 def test_training_that_diverges_says_so(run):

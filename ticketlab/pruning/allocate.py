@@ -100,7 +100,7 @@ def _protected(saliency: Tensor, mask: Tensor, name: str) -> Tensor:
     """Saliency in double precision, with the layer's most salient remaining weight put out of reach."""
     exact = saliency.detach().to(torch.float64, copy=True)
     if not exact[mask].isfinite().all():
-        raise PruningError(f"saliency of {name} is not finite; training diverged, try a lower lr")
+        raise PruningError(f"saliency of {name} is not finite: a fault of the criterion, or training diverged")
     # of several equal maxima the last, which is the one that the order of ties would keep
     backward = exact.masked_fill(~mask, -torch.inf).flatten().flip(0)
     exact.view(-1)[exact.numel() - 1 - backward.argmax()] = torch.inf

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticketlab.errors import FailedRun
+from ticketlab.errors import FailedRun, PruningError
 from ticketlab.pruning.allocate import prune
 from ticketlab.pruning.criteria import Evidence, criteria
 from ticketlab.pruning.masks import Mask, full_mask, masked
@@ -124,4 +124,7 @@ def draw_mask(plan: Plan, store: RunStore, replicate: int, level: int) -> Mask:
     for name, values in saliency.items():
         if values.shape != trained[name].shape:
             raise FailedRun(f"criterion '{section.criterion}' gave shape {tuple(values.shape)} for {name}")
-    return prune(saliency, before.mask, plan.pools, plan.keeps(level))
+    try:
+        return prune(saliency, before.mask, plan.pools, plan.keeps(level))
+    except PruningError as error:
+        raise FailedRun(f"criterion '{section.criterion}' at level {level}: {error}") from error

@@ -139,6 +139,8 @@ def _measure(trainer: Trainer, validation: Examples, mask: Mask, began: float) -
         raise FailedRun(f"training diverged before step {trainer.step} (loss {train_loss}); try a lower train.lr")
     assert not revived(trainer.model, mask), "a removed weight came back to life"
     val_loss, val_accuracy = evaluate(trainer.model, validation)
+    if not math.isfinite(val_loss):
+        raise FailedRun(f"validation loss is {val_loss} at step {trainer.step}; try a lower train.lr")
     point = {
         "step": trainer.step,
         "train_loss": train_loss,

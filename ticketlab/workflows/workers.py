@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -74,9 +75,23 @@ def _start(body: Body, replicate: int) -> Worker:
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(body, replicate, sender), daemon=True)
-    process.start()
+    with _deaf_to_ctrl_c():
+        process.start()
     sender.close()
     return Worker(process, receiver, replicate)
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """What is started here ignores the terminal's Ctrl-C from its first moment; the parent decides."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _messages(worker: Worker) -> Iterator[object]:
@@ -120,12 +135,8 @@ def _stop(running: list[Worker]) -> None:
 
 
 def _work(body: Body, replicate: int, messages: Connection) -> None:
-    """Body of a worker process. SIGTERM means: save the state and end.
-
-    The terminal's Ctrl-C goes to the parent, which decides.
-    """
+    """Body of a worker process. SIGTERM means: save the state and end."""
     stop = threading.Event()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
