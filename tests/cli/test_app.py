@@ -163,6 +163,19 @@ def test_runs_are_listed_shown_and_deleted(ticketlab, write_recipe, tmp_path):
     assert ticketlab("runs", "show").exit_code == 2
 
 
+def test_a_damaged_run_is_listed_beside_the_others_and_can_be_deleted(ticketlab, write_recipe, tmp_path):
+    for seed in (0, 1):
+        ticketlab("prune", write_recipe(), "--set", "pruning.levels=1", "--set", f"seed={seed}", "--quiet")
+    broken = sorted((tmp_path / "runs").iterdir())[0]
+    (broken / "manifest.json").write_text("junk")
+    ran = ticketlab("runs", "ls", "--json")
+    states = {Path(run["run"]).name: run["state"] for run in json.loads(ran.stdout)["runs"]}
+    assert states.pop(broken.name) == "damaged" and list(states.values()) == ["finished"]
+    assert f"{broken.name}/manifest.json: damaged" in ran.stderr
+    assert ticketlab("runs", "rm", broken.name, "--yes").exit_code == 0
+    assert not broken.exists()
+
+
 def test_data_is_listed_and_fetched(ticketlab):
     found = {item["name"]: item["found"] for item in json.loads(ticketlab("data", "ls", "--json").stdout)["data"]}
     assert found["digits"] == "package scikit-learn" and found["mnist"] is None

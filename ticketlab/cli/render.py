@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from ticketlab.workflows.plan import Plan
 
 LEVEL_COLUMNS = (
-    "level", "density %", "sparsity %", "test acc %", "interval", "n", "− dense", "interval", "at end %",
-    "early stop", "ms/step",
+    "level", "density\n%", "sparsity\n%", "test\naccuracy %", "n", "minus\ndense %", "at\nend %", "early\nstop",
+    "ms per\nstep",
 )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def _level_table(store: RunStore, levels: Sequence[Level]) -> None:
     stand_in = manifest.get("stand_in_for")
     data = f"{manifest['data']} (STAND-IN for {stand_in})" if stand_in else manifest["data"]
     table = _table(
-        f"{store.name} on {data}: test accuracy at the early-stop step, 95 % t interval",
+        f"{store.name} on {data}: test accuracy at the early-stop step ± 95 % t interval",
         LEVEL_COLUMNS,
     )
     for row in summarise(levels):
@@ -102,26 +102,23 @@ def _level_table(store: RunStore, levels: Sequence[Level]) -> None:
 
 
 def _cells(row: Row) -> list[str]:
-    stop = row.early_stop_step.mean
     return [
         str(row.level),
         f"{100 * row.density:.2f}",
         f"{100 * (1 - row.density):.2f}",
-        f"{100 * row.test_accuracy.mean:.2f}",
-        _interval(row.test_accuracy),
+        _with_interval(row.test_accuracy, ".2f"),
         str(row.test_accuracy.n),
-        f"{100 * row.minus_dense.mean:+.2f}",
-        _interval(row.minus_dense, "+.2f"),
+        _with_interval(row.minus_dense, "+.2f") if row.level else "",
         f"{100 * row.final_test_accuracy.mean:.2f}",
-        f"{stop:.0f}",
+        f"{row.early_stop_step.mean:.0f}",
         f"{row.step_ms:.2f}",
     ]
 
 
-def _interval(estimate: Estimate, form: str = ".2f") -> str:
-    if estimate.low is None or estimate.high is None:
-        return "–"
-    return f"{100 * estimate.low:{form}} … {100 * estimate.high:{form}}"
+def _with_interval(estimate: Estimate, form: str) -> str:
+    """Mean ± half the interval, in per cent; the mean alone where there is no interval."""
+    half = "" if estimate.high is None else f" ±{100 * (estimate.high - estimate.mean):.2f}"
+    return f"{100 * estimate.mean:{form}}{half}"
 
 
 def plan(plan: Plan, runs: Path, json: bool) -> None:
@@ -186,32 +183,38 @@ def checked(recipe: Path, without_data: str | None, json: bool) -> None:
 
 def runs(stores: Sequence[RunStore], json: bool) -> None:
     """Runs in one line each."""
-    from ticketlab.report import state
-
-    rows = []
-    for store in stores:
-        manifest = store.read_manifest()
-        done = [len(store.levels(replicate)) for replicate in store.replicates()]
-        rows.append(
-            {
-                "run": str(store.path),
-                "state": state(store, manifest),
-                "data": manifest.get("data"),
-                "stand_in_for": manifest.get("stand_in_for"),
-                "replicates": len(done),
-                "levels": min(done, default=0),
-                "updated": manifest.get("updated"),
-            }
-        )
+    rows = [_run_row(store) for store in stores]
     if json:
         result({"runs": rows})
         return
     table = _table("runs", ["run", "state", "data", "replicates", "levels", "updated"])
     for row in rows:
         data = f"{row['data']} (stand-in)" if row["stand_in_for"] else str(row["data"])
-        name = Path(str(row["run"])).name
-        table.add_row(name, str(row["state"]), data, str(row["replicates"]), str(row["levels"]), str(row["updated"]))
+        others = (str(row[name]) for name in ("replicates", "levels", "updated"))
+        table.add_row(Path(str(row["run"])).name, str(row["state"]), data, *others)
     _print(table)
+
+
+def _run_row(store: RunStore) -> dict[str, object]:
+    """A run's line; a damaged run is listed too, so that it does not hide the others."""
+    from ticketlab.report import state
+
+    try:
+        manifest = store.read_manifest()
+        done = [len(store.levels(replicate)) for replicate in store.replicates()]
+        known = state(store, manifest)
+    except TicketlabError as error:
+        note(f"warning: {error}")
+        manifest, done, known = {}, [], "damaged"
+    return {
+        "run": str(store.path),
+        "state": known,
+        "data": manifest.get("data"),
+        "stand_in_for": manifest.get("stand_in_for"),
+        "replicates": len(done),
+        "levels": min(done, default=0),
+        "updated": manifest.get("updated"),
+    }
 
 
 def data(located: Sequence[Located], json: bool) -> None:
@@ -240,7 +243,9 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, title_justify="left", show_edge=False, pad_edge=False, collapse_padding=True
+    )
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if not index else "right" if "%" in column else "left")
     return table
