@@ -112,6 +112,7 @@ def test_bad_input_is_one_message_status_2_and_nothing_written(ticketlab, write_
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_criterion_of_ones_own_works_in_worker_processes(tmp_path, write_recipe):
     (tmp_path / "grown.py").write_text(
         "from ticketlab.pruning.criteria import criteria\n"
@@ -232,6 +233,7 @@ def whole(tmp_path_factory):
     return results(folder / "runs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["*/replicate_1/level_0/checkpoint*", "*/replicate_2/level_1/checkpoint*"])
 def test_a_run_killed_with_sigkill_resumes_to_the_identical_result(tmp_path, write_recipe, whole, moment):
     runs = tmp_path / "runs"
@@ -245,6 +247,7 @@ def test_a_run_killed_with_sigkill_resumes_to_the_identical_result(tmp_path, wri
     assert results(runs) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_signal_saves_exits_130_and_the_same_command_resumes(tmp_path, write_recipe, whole, number, workers):
@@ -262,6 +265,7 @@ def test_a_signal_saves_exits_130_and_the_same_command_resumes(tmp_path, write_r
     assert results(runs) == whole
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_while_the_first_runs(tmp_path, write_recipe):
     runs = tmp_path / "runs"
     first = start(write_recipe(), runs)

@@ -74,12 +74,14 @@ def revived(model: nn.Module, mask: Mask) -> list[str]:
 def evaluate(model: nn.Module, examples: Examples) -> tuple[float, float]:
     """Mean cross-entropy and accuracy (a fraction of 1) over all examples; leaves the model in training mode."""
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=examples.labels.device)
-    right = torch.zeros((), dtype=torch.int64, device=examples.labels.device)
+    losses: list[Tensor] = []
+    right: list[Tensor] = []
     for first in range(0, len(examples), EVALUATION_BATCH):
         labels = examples.labels[first : first + EVALUATION_BATCH]
         logits = model(normalise(examples.images[first : first + EVALUATION_BATCH], examples))
-        loss += functional.cross_entropy(logits, labels, reduction="sum")
-        right += (logits.argmax(dim=1) == labels).sum()
+        losses.append(functional.cross_entropy(logits, labels, reduction="sum"))
+        right.append((logits.argmax(dim=1) == labels).sum())
     model.train()
-    return loss.item() / len(examples), right.item() / len(examples)
+    # summed on the CPU: not every device knows double precision
+    loss = torch.stack(losses).cpu().double().sum().item()
+    return loss / len(examples), int(torch.stack(right).sum()) / len(examples)

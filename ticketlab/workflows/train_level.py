@@ -133,7 +133,7 @@ def _steps(plan: Plan, task: LevelTask, trainer: Trainer, examples: Examples, ma
 
 def _measure(trainer: Trainer, validation: Examples, mask: Mask, began: float) -> dict[str, float]:
     """Add a point to the curve and keep the weights if their validation loss is the smallest so far."""
-    train_loss = torch.stack(trainer.losses).double().mean().item()
+    train_loss = torch.stack(trainer.losses).cpu().double().mean().item()
     trained = time.perf_counter() - began
     if not math.isfinite(train_loss):
         raise FailedRun(f"training diverged before step {trainer.step} (loss {train_loss}); try a lower train.lr")
