@@ -103,6 +103,11 @@ def test_counts_are_whole_numbers_and_nothing_else(write_recipe, value):
     assert "seed" in error_of(write_recipe(MINIMAL + f"seed: {value}\n"))[0]
 
 
+@pytest.mark.parametrize("setting", ["seed=99999999999999999999", "pruning.levels=100000", "data.split_seed=-1"])
+def test_numbers_that_no_run_could_use_are_refused(write_recipe, setting):
+    assert f"--set {setting}: " in error_of(write_recipe(MINIMAL), setting)[0]
+
+
 @pytest.mark.parametrize("value", [".nan", ".inf", "0", "-1"])
 def test_a_learning_rate_is_a_positive_number(write_recipe, value):
     assert "train.lr" in error_of(write_recipe(MINIMAL + f"  lr: {value}\n"))[0]

@@ -50,7 +50,7 @@ class DataSection(Section):
     """Data set to use instead where this one is absent and cannot be downloaded."""
     validation: Annotated[int, Field(ge=1)] = 5000
     """Training examples set aside to choose the early-stop step."""
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the training/validation split; the same for every replicate."""
     augment: bool = False
     """Random crop from a 4-pixel zero border and random horizontal flip of training images."""
@@ -109,7 +109,7 @@ class PruningSection(Section):
     """Rates of layers by name pattern, such as `conv*: 0.1`; the first match counts."""
     ignore: Names = ()
     """Name patterns of layers that are never pruned."""
-    levels: Annotated[int, Field(ge=1)] = 10
+    levels: Annotated[int, Field(ge=1, le=1000)] = 10
     """Prune–rewind–train rounds after the dense level 0; can be extended later."""
     rewind: Time = Duration(0, "it")
     """Step of level 0 whose weights a ticket restarts from."""
@@ -129,7 +129,7 @@ class Recipe(Section):
     pruning: PruningSection = PruningSection()
     replicates: Annotated[int, Field(ge=1)] = 1
     """Repetitions with seeds `seed`, `seed + 1`, …; more can be added later."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the first replicate: initial weights, order of data, augmentation."""
     plugins: Names = ()
     """Python files of one's own that register criteria, models or data sets."""

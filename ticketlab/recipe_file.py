@@ -156,6 +156,8 @@ def _override(tree: dict[str, Any], overrides: Sequence[str], places: dict[Key, 
     for text in overrides:
         dotted, equals, value = text.partition("=")
         key: Key = tuple(dotted.split("."))
+        for inner in [place for place in places if place[: len(key)] == key]:
+            del places[inner]  # what stood there in the file no longer counts
         places[key] = f"--set {text}"
         if not equals or not all(key):
             problems.append((key, "write it as --set section.key=value"))

@@ -88,6 +88,12 @@ def test_dry_run_shows_the_plan_and_trains_nothing(ticketlab, write_recipe, tmp_
     assert [level["macs"] for level in found["levels"]] == [50200, 40260, 32298]
 
 
+def test_a_dry_run_tells_of_a_stand_in_too(ticketlab, write_recipe):
+    ran = ticketlab("prune", write_recipe(), "--set", "data={name: mnist, offline: digits}", "--dry-run")
+    assert ran.exit_code == 0
+    assert ran.stderr.startswith("STAND-IN DATA: 'digits' instead of 'mnist'")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -95,6 +101,7 @@ def test_dry_run_shows_the_plan_and_trains_nothing(ticketlab, write_recipe, tmp_
         (["--set", "pruning.levels=0"], "pruning.levels: Input should be greater than or equal to 1"),
         (["--set", "pruning.rewind=31it"], "step 31 is not before the end of training at step 30"),
         (["--set", "model.name=lenet_300_10"], "did you mean 'lenet_300_100'?"),
+        (["--set", "data={name: digit}"], "--set data={name: digit}: data.name: unknown data set 'digit'"),
         (["--set", "data={name: mnist}"], "mnist is not on this machine and cannot be downloaded"),
         (["--device", "tpu"], "--device tpu: no such device here"),
         (["--data", "/nonexistent"], "name a readable folder with --data"),

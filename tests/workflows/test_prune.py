@@ -205,6 +205,8 @@ def test_dead_weights_of_finished_levels_are_zero_and_sparse_layers_store_them_t
     ("returned", "message"),
     [
         ("weight * float('nan')", "criterion 'test_broken_0' at level 1: saliency of fc1.weight is not finite"),
+        ("1 / 0", "criterion 'test_broken_2' at level 1, fc1.weight: ZeroDivisionError"),
+        ("None", "criterion 'test_broken_3' gave NoneType for fc1.weight"),
         ("weight[:1]", r"criterion 'test_broken_1' gave shape \(1, 64\) for fc1.weight"),
     ],
 )

@@ -76,12 +76,15 @@ def prune(
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
         from ticketlab.cli.progress import follow
         from ticketlab.recipe_file import read_recipe
-        from ticketlab.workflows.run import Machine, plan_on, prune_run
+        from ticketlab.workflows.run import Machine, plan_on, prune_run, stand_in_notice
 
         file = read_recipe(recipe, overrides or ())
         machine = Machine(runs, _places(data), device, workers, threads, checkpoint_seconds)
         if dry_run:
-            render.plan(plan_on(file, machine.places), runs, json)
+            plan = plan_on(file, machine.places)
+            if plan.data.stand_in_for is not None:
+                render.note(stand_in_notice(plan))
+            render.plan(plan, runs, json)
         else:
             store, levels = follow(prune_run(file, machine, should_stop), quiet)
             render.levels(store, levels, json)

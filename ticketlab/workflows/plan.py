@@ -123,6 +123,7 @@ def _builder(file: RecipeFile) -> Callable[..., Any]:
 
 def load_data(file: RecipeFile, places: Places) -> tuple[RecipeFile, Data]:
     """The recipe's data set or its stand-in, and the recipe that names the one in use."""
+    check_recipe(file)  # plugins may register data sets
     section = file.recipe.data
     dataset, reason = load_with_stand_in(section.name, section.offline, places)
     if reason is None:

@@ -113,15 +113,17 @@ def draw_mask(plan: Plan, store: RunStore, replicate: int, level: int) -> Mask:
     needs = criteria.needs(section.criterion)
     initial = store.read_rewind(replicate) if "initial" in needs else {}
     generator = torch.Generator().manual_seed(derive_seed(replicate_seed(plan, replicate), "criterion", level))
-    saliency = {
-        name: criteria.find(section.criterion)(
-            trained[name],
-            Evidence(initial.get(name), generator if "generator" in needs else None),
-            **section.options,
-        )
-        for name in before.mask
-    }
-    for name, values in saliency.items():
+    saliency: dict[str, Tensor] = {}
+    for name in before.mask:
+        evidence = Evidence(initial.get(name), generator if "generator" in needs else None)
+        try:
+            values = criteria.find(section.criterion)(trained[name], evidence, **section.options)
+        except (Exception, SystemExit) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise FailedRun(f"criterion '{section.criterion}' at level {level}, {name}: {what}") from error
+        saliency[name] = values
+        if not isinstance(values, Tensor):
+            raise FailedRun(f"criterion '{section.criterion}' gave {type(values).__name__} for {name}")
         if values.shape != trained[name].shape:
             raise FailedRun(f"criterion '{section.criterion}' gave shape {tuple(values.shape)} for {name}")
     try:
