@@ -27,6 +27,10 @@ class PruningError(TicketlabError):
     """A mask with the asked number of weights cannot be made."""
 
 
+class FusionError(TicketlabError):
+    """A network cannot be fused as asked."""
+
+
 class RunError(TicketlabError):
     """A run directory cannot be used as it is."""
 

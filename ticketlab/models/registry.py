@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from ticketlab.registry import Registry
+from ticketlab.registry import Registry, did_you_mean
 
 Shape = tuple[int, int, int]
+Widths = dict[str, int]
+"""Layer → units, for a narrower edition of a network; layers left out keep their usual width."""
 
 models: Registry[Callable[..., nn.Module]] = Registry("model")
 
@@ -37,3 +39,16 @@ def uniform_scales_(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight)
+
+
+def widths_of(asked: Widths | None, usual: Widths, classes: int) -> list[int]:
+    """Width of each layer in order; raises ValueError for a layer that there is not and for other outputs."""
+    asked = asked or {}
+    for name, width in asked.items():
+        if name not in usual:
+            raise ValueError(f"widths: no layer '{name}'{did_you_mean(name, usual)}")
+        if not isinstance(width, int) or width < 1:
+            raise ValueError(f"widths: {name} needs a whole number of units, at least 1 (got {width!r})")
+    if asked.get("output", classes) != classes:
+        raise ValueError(f"widths: output must stay {classes}, one for each class")
+    return [asked.get(name, width) for name, width in usual.items()]

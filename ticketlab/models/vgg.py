@@ -7,24 +7,32 @@ from typing import Literal
 
 from torch import nn
 
-from ticketlab.models.registry import Shape, kaiming_normal_, models, uniform_scales_
+from ticketlab.models.registry import Shape, Widths, kaiming_normal_, models, uniform_scales_, widths_of
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 @models.register("vgg_16")
-def vgg_16(inputs: Shape, classes: int, *, batchnorm_init: Literal["ones", "uniform"] = "uniform") -> nn.Module:
+def vgg_16(
+    inputs: Shape,
+    classes: int,
+    *,
+    batchnorm_init: Literal["ones", "uniform"] = "uniform",
+    widths: Widths | None = None,
+) -> nn.Module:
     """14.7 million weights; batch-norm scales start uniform in 0…1 as in the lottery ticket experiments.
 
     Source: Simonyan & Zisserman 2015, configuration D; linear part of Frankle et al. 2020.
     """
     entering = inputs[0]
     layers: OrderedDict[str, nn.Module] = OrderedDict()
+    usual = {f"conv{index}": filters for index, filters in enumerate(sum(BLOCKS, ()), start=1)}
+    chosen = iter(widths_of(widths, {**usual, "output": classes}, classes))
     index = 0
-    for block, widths in enumerate(BLOCKS, start=1):
+    for block, filters_of_block in enumerate(BLOCKS, start=1):
         if block > 1:
             layers[f"pool{block - 1}"] = nn.MaxPool2d(2)
-        for filters in widths:
+        for filters in (next(chosen) for _ in filters_of_block):
             index += 1
             layers[f"conv{index}"] = nn.Conv2d(entering, filters, 3, padding=1, bias=False)
             layers[f"norm{index}"] = nn.BatchNorm2d(filters)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from ticketlab.cost import layer_macs
 from ticketlab.workflows.plan import Plan
 
 TRAINING_FACTOR = 3
@@ -46,7 +46,8 @@ class Forecast:
 
 def forecast(plan: Plan) -> Forecast:
     """Levels, sizes and rough time of a plan; trains nothing, but measures one matrix product."""
-    macs = layer_macs(plan)
+    counted = layer_macs(plan.build(0), plan.data.dataset.input_shape)
+    macs = {name: counted[name.removesuffix(".weight")] for name in plan.sizes}
     dense = sum(macs.values())
     total = sum(plan.sizes.values())
     levels = []
@@ -72,16 +73,6 @@ def forecast(plan: Plan) -> Forecast:
         bytes=replicates * (len(levels) * 2 + 4) * state_bytes,
         seconds=replicates * OVERHEAD * examples * dense / _macs_per_second(),
     )
-
-
-def layer_macs(plan: Plan) -> dict[str, int]:
-    """Multiply-accumulates of each prunable layer for one example: half of torch's FLOP count."""
-    model = plan.build(0).eval()
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *plan.data.dataset.input_shape))
-    root = type(model).__name__
-    counts = counter.get_flop_counts()
-    return {name: sum(counts.get(f"{root}.{name.removesuffix('.weight')}", {}).values()) // 2 for name in plan.sizes}
 
 
 def _macs_per_second() -> float:

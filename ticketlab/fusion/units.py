@@ -1,0 +1,366 @@
+"""A group's units as the methods see them: rows, columns, activations, and what consumers make of them.
+
+In one frame (docs/fusion.md): k new units from n old ones, new rows = R · old rows, old activations ≈ B · new + c,
+so a consumer's new columns are its old ones · B and its bias gains old columns · c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ticketlab.fusion.groups import Group, Slot
+from ticketlab.models.compact import LINEAR, set_tensor_, tensor
+
+BATCH = 512  # images
+MAX_ROWS = 60_000
+"""Patches of one consumer; a random choice of positions where the images have more."""
+MAX_FEATURES = 6_000
+"""Inputs of one output up to which a consumer is regressed as a whole (its matrix is inverted in double precision)."""
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Second moments of one consumer's inputs now and of its outputs in the reference network, centred, double."""
+
+    layer: str
+    features: Tensor
+    """(units, taps): which inputs of an output belong to each unit."""
+    mean_in: Tensor
+    mean_out: Tensor
+    cov_in: Tensor
+    """(inputs, inputs)"""
+    cov_cross: Tensor
+    """(inputs, outputs)"""
+    var_out: Tensor
+    """(outputs,)"""
+    weight: Tensor
+    """The consumer's weight now, (outputs, inputs)."""
+    rows: int
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Moments of the units' activations: now, and against the reference network's; double."""
+
+    mean: Tensor
+    reference_mean: Tensor
+    cov: Tensor
+    """(units, units)"""
+    cov_cross: Tensor
+    """(reference units, units)"""
+
+
+@dataclass(frozen=True)
+class Units:
+    """A group of n units; weights are the reference network's, norms folded in, double precision."""
+
+    incoming: Tensor
+    """(n, inputs): rows of all producers, side by side."""
+    bias: Tensor
+    """(n, producers)"""
+    outgoing: Tensor
+    """(n, outputs × taps): columns of all consumers."""
+    activations: Activations | None = None
+    regressions: tuple[Regression, ...] = ()
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    def __len__(self) -> int:
+        return len(self.incoming)
+
+    def rows(self) -> Tensor:
+        """Incoming weights and biases, (n, inputs + producers)."""
+        return torch.cat((self.incoming, self.bias), dim=1)
+
+
+def view_units(model: nn.Module, group: Group, generator: torch.Generator) -> Units:
+    """Weights of a group's units; no data."""
+    rows, biases = zip(*(effective_rows(model, slot) for slot in (*group.producers, *group.depthwise)), strict=True)
+    columns = [_columns(tensor(model.get_submodule(slot.layer), "weight").double(), slot) for slot in group.consumers]
+    return Units(torch.cat(rows, dim=1), torch.stack(biases, dim=1), torch.cat(columns, dim=1), generator=generator)
+
+
+def effective_rows(model: nn.Module, slot: Slot) -> tuple[Tensor, Tensor]:
+    """Weights (units, inputs) and bias (units,) of a producer as if its norm were folded in; double."""
+    layer = model.get_submodule(slot.layer)
+    rows = slot.index[:, 0]
+    weight = tensor(layer, "weight").double().flatten(1)[rows]
+    bias = tensor(layer, "bias").double()[rows] if layer.bias is not None else torch.zeros(len(rows)).double()
+    if slot.norm is None:
+        return weight, bias
+    scale, mean, shift = norm_parts(model.get_submodule(slot.norm))
+    return weight * scale[rows, None], (bias - mean[rows]) * scale[rows] + shift[rows]
+
+
+def norm_parts(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """(scale, mean, shift) of y = (x - mean)·scale + shift in evaluation; double."""
+    mean, deviation = tensor(norm, "running_mean").double(), deviations(norm)
+    if norm.weight is None:
+        return 1 / deviation, mean, torch.zeros_like(mean)
+    return tensor(norm, "weight").double() / deviation, mean, tensor(norm, "bias").double()
+
+
+def deviations(norm: nn.Module) -> Tensor:
+    """√(running variance + eps) of a norm; double."""
+    eps = norm.eps
+    assert isinstance(eps, float)
+    return (tensor(norm, "running_var").double() + eps).sqrt()
+
+
+def _columns(weight: Tensor, slot: Slot) -> Tensor:
+    """(units, outputs × taps) of a consumer's weight (outputs, inputs, …)."""
+    return weight[:, slot.index].movedim(1, 0).flatten(1)
+
+
+# --- data
+
+
+@contextmanager
+def recorded(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Inputs and outputs of layers in the last pass through the model."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str) -> object:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            found[name] = (inputs[0], output)
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in layers]  # type: ignore[arg-type]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def observe(
+    model: nn.Module,
+    group: Group,
+    reference: nn.Module,
+    original: Group,
+    images: Tensor,
+    seed: int,
+    patches: bool = True,
+) -> tuple[Activations, tuple[Regression, ...]]:
+    """Moments of a group's units over images; regressions only if `patches` and where they are small enough.
+
+    Args:
+        model: The network as fused so far, all units of `group` still present.
+        reference: The network before fusing, in which the same units are `original`.
+        images: Normalised, (examples, channels, height, width).
+    """
+    names = [slot.layer for slot in group.consumers]
+    wanted = [slot for slot in group.consumers if patches and _inputs(model, slot) <= MAX_FEATURES]
+    sums = {slot.layer: _Sums() for slot in wanted}
+    units = _Sums()
+    generator = torch.Generator().manual_seed(seed)
+    share = MAX_ROWS / len(images)
+    first, before = group.consumers[0], original.consumers[0]
+    with recorded(model, names) as now, recorded(reference, names) as then:
+        for batch in images.split(BATCH):
+            model(batch)
+            reference(batch)
+            pair = (_activations(now[first.layer][0], model, first), _activations(then[first.layer][0], model, before))
+            units.add(*_some(*pair, share * len(batch), generator))
+            for slot in wanted:
+                layer = model.get_submodule(slot.layer)
+                inputs, outputs = _patches(layer, now[slot.layer][0]), _rows(then[slot.layer][1], layer)
+                sums[slot.layer].add(*_some(inputs, outputs, share * len(batch), generator))
+    return units.activations(), tuple(
+        sums[slot.layer].regression(slot, _features(model, slot), model.get_submodule(slot.layer)) for slot in wanted
+    )
+
+
+class _Sums:
+    """Running sums of rows x, z and of their products; products in single, sums in double precision."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.totals: list[Tensor] = []
+
+    def add(self, x: Tensor, z: Tensor) -> None:
+        new = [x.sum(0), z.sum(0), x.T @ x, x.T @ z, (z * z).sum(0)]
+        self.rows += len(x)
+        self.totals = (
+            [t + n.double() for t, n in zip(self.totals, new, strict=True)]
+            if self.totals
+            else [n.double() for n in new]
+        )
+
+    def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        x, z, xx, xz, zz = (total / self.rows for total in self.totals)
+        return x, z, xx - torch.outer(x, x), xz - torch.outer(x, z), zz - z * z
+
+    def activations(self) -> Activations:
+        now, then, cov, cross, _ = self.centred()
+        return Activations(now, then, cov, cross.T)
+
+    def regression(self, slot: Slot, features: Tensor, layer: nn.Module) -> Regression:
+        weight = tensor(layer, "weight").double().flatten(1)
+        return Regression(slot.layer, features, *self.centred(), weight=weight, rows=self.rows)
+
+
+def _some(x: Tensor, z: Tensor, count: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A random choice of rows where there are too many."""
+    if len(x) <= count:
+        return x, z
+    chosen = torch.randperm(len(x), generator=generator)[: max(1, int(count))]
+    return x[chosen], z[chosen]
+
+
+def _patches(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """What each output of a layer sees, (outputs' positions, inputs × taps)."""
+    if isinstance(layer, nn.Conv2d):
+        padding = layer.padding if not isinstance(layer.padding, str) else _same(layer)
+        columns = functional.unfold(inputs, layer.kernel_size, layer.dilation, padding, layer.stride)  # type: ignore[arg-type]
+        return columns.transpose(1, 2).flatten(0, 1)
+    if isinstance(layer, nn.Conv1d):
+        padded = functional.pad(inputs, (int(layer.padding[0]),) * 2)
+        windows = padded.unfold(2, (layer.kernel_size[0] - 1) * layer.dilation[0] + 1, layer.stride[0])
+        return windows[..., :: layer.dilation[0]].transpose(1, 2).flatten(0, 1).flatten(1)
+    return inputs.flatten(0, -2)
+
+
+def _same(layer: nn.Conv2d) -> tuple[int, ...]:
+    if layer.padding == "valid":
+        return (0, 0)
+    return tuple(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+
+
+def _rows(outputs: Tensor, layer: nn.Module) -> Tensor:
+    """Outputs as (positions, channels)."""
+    return outputs.flatten(0, -2) if isinstance(layer, nn.Linear) else outputs.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def _activations(inputs: Tensor, model: nn.Module, slot: Slot) -> Tensor:
+    """Activations of the units where a consumer reads them, (examples × positions, units)."""
+    if isinstance(model.get_submodule(slot.layer), nn.Linear):
+        return inputs.flatten(0, -2)[:, slot.index].transpose(1, 2).flatten(0, 1)
+    return inputs.flatten(2)[:, slot.index[:, 0]].transpose(1, 2).flatten(0, 1)
+
+
+def _features(model: nn.Module, slot: Slot) -> Tensor:
+    """Inputs of an output that belong to each unit: columns × kernel positions."""
+    weight = tensor(model.get_submodule(slot.layer), "weight")
+    taps = weight[0, 0].numel()
+    return (slot.index[:, :, None] * taps + torch.arange(taps)).flatten(1)
+
+
+def _inputs(model: nn.Module, slot: Slot) -> int:
+    layer = model.get_submodule(slot.layer)
+    plain = isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) and getattr(layer, "padding_mode", "zeros") == "zeros"
+    return tensor(layer, "weight")[0].numel() if plain else MAX_FEATURES + 1
+
+
+# --- the result of a method, and its use
+
+
+@dataclass(frozen=True)
+class FusionMap:
+    """What becomes of n units: k of their places are kept, with new rows, and consumers read them anew."""
+
+    kept: Tensor
+    """(k,) ascending: places in which the new units stand."""
+    B: Tensor
+    """(n, k): old activations ≈ B · new + c."""
+    c: Tensor
+    """(n,)"""
+    R: Tensor | None = None
+    """(k, n): new rows = R · old rows; None keeps the rows of `kept` as they are."""
+    consumers: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Layer → its whole weight (outputs, inputs), zero where units go, and what its bias gains; instead of B and c."""
+
+
+def apply_(model: nn.Module, group: Group, plan: FusionMap) -> None:
+    """Edit the weights as a map says, at full width: the units that go are no longer read. Drop them afterwards."""
+    for slot in group.consumers:
+        layer = model.get_submodule(slot.layer)
+        before = tensor(layer, "weight")
+        if slot.layer in plan.consumers:
+            weight, shift = plan.consumers[slot.layer]
+            set_tensor_(layer, "weight", weight.view_as(before).to(before.dtype))
+            add_bias_(model, slot, shift)
+            continue
+        weight = before.double()
+        ours = weight[:, slot.index]  # (outputs, units, taps, …)
+        new = torch.zeros_like(ours)
+        new[:, plan.kept] = torch.einsum("ou...,uk->ok...", ours, plan.B)
+        shift = torch.einsum("outp,u->o", ours.reshape(*ours.shape[:3], -1), plan.c)
+        weight[:, slot.index] = new
+        set_tensor_(layer, "weight", weight.to(before.dtype))
+        add_bias_(model, slot, shift)
+    if plan.R is not None:
+        for slot in (*group.producers, *group.depthwise):
+            _mix_rows_(model, slot, plan.kept, plan.R)
+
+
+def add_bias_(model: nn.Module, slot: Slot, shift: Tensor) -> None:
+    """Add to a layer's outputs: in its bias, else in the mean of its norm, else in a new bias."""
+    if not bool(shift.any()):
+        return
+    layer = model.get_submodule(slot.layer)
+    if layer.bias is None and slot.norm is not None:
+        norm = model.get_submodule(slot.norm)
+        mean = tensor(norm, "running_mean")
+        set_tensor_(norm, "running_mean", (mean.double() - shift).to(mean.dtype))
+        return
+    weight = tensor(layer, "weight")
+    before = tensor(layer, "bias").double() if layer.bias is not None else 0.0
+    set_tensor_(layer, "bias", (before + shift).to(weight.dtype))
+
+
+def _mix_rows_(model: nn.Module, slot: Slot, kept: Tensor, R: Tensor) -> None:
+    """Rows at `kept` ← R · effective rows; a norm stays a norm with fitting statistics."""
+    layer = model.get_submodule(slot.layer)
+    rows = slot.index[:, 0]
+    places = rows[kept]
+    weight, bias = (R @ part for part in effective_rows(model, slot))
+    if slot.norm is not None:
+        norm = model.get_submodule(slot.norm)
+        weight, bias = _unfold_norm_(norm, rows, places, R, weight, bias, layer.bias is not None)
+    for name, value in (("weight", weight), ("bias", bias)):
+        whole = getattr(layer, name)
+        if whole is not None:
+            whole = tensor(layer, name).clone()
+            whole[places] = value.view_as(whole[places]).to(whole.dtype)
+            set_tensor_(layer, name, whole)
+    if slot.norm is None and layer.bias is None and bool(bias.any()):
+        raise AssertionError("rows without a bias cannot mix to one with a bias")
+
+
+def _unfold_norm_(
+    norm: nn.Module, rows: Tensor, places: Tensor, R: Tensor, weight: Tensor, bias: Tensor, has_bias: bool
+) -> tuple[Tensor, Tensor]:
+    """Write a norm for mixed rows and return the layer's weight and bias before that norm; exact in evaluation.
+
+    Deviations are mixed as harmonic means (model folding's rule), scales and shifts linearly.
+    """
+    deviation, share = deviations(norm)[rows], R.abs() / R.abs().sum(dim=1, keepdim=True)
+    mixed = 1 / (share @ (1 / deviation))
+    affine = norm.weight is not None
+    gamma = R @ tensor(norm, "weight").double()[rows] if affine else torch.ones(len(places)).double()
+    gamma = torch.where(gamma.abs() < 1e-6, torch.ones_like(gamma), gamma)
+    shift = R @ tensor(norm, "bias").double()[rows] if affine else torch.zeros(len(places)).double()
+    factor = mixed / gamma
+    mean = (shift - bias) * factor  # the layer's own bias becomes zero
+    eps = norm.eps
+    assert isinstance(eps, float)
+    parts = {"running_var": mixed**2 - eps, "running_mean": mean, "weight": gamma, "bias": shift}
+    for name, value in parts.items():
+        if getattr(norm, name) is not None:
+            whole = tensor(norm, name).clone()
+            whole[places] = value.to(whole.dtype)
+            set_tensor_(norm, name, whole)
+    return weight * factor[:, None], torch.zeros_like(bias)
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Names of linear and convolution layers."""
+    return [name for name, layer in model.named_modules() if isinstance(layer, LINEAR)]
