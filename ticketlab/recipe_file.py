@@ -76,6 +76,17 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
     """
     places: dict[Key, str] = {}
     tree, problems = _parse(_text(path), path, places)
+    return _resolved(path, tree, places, problems, overrides)
+
+
+def parse_recipe(path: Path, tree: dict[str, Any], overrides: Sequence[str] = ()) -> RecipeFile:
+    """A recipe that stands in no file; `path` says what it is called and where its own files are."""
+    return _resolved(path, tree, {}, [], overrides)
+
+
+def _resolved(
+    path: Path, tree: dict[str, Any], places: dict[Key, str], problems: list[Problem], overrides: Sequence[str]
+) -> RecipeFile:
     problems += _override(tree, overrides, places)
     try:
         recipe = Recipe.model_validate(tree)

@@ -90,6 +90,73 @@ def prune(
             render.levels(store, levels, json)
 
 
+@app.command()
+def fuse(
+    run: RunName = None,
+    level: Annotated[int | None, typer.Option(min=0, help="Level of the run [default: the deepest].")] = None,
+    replicate: Annotated[int, typer.Option(min=1, help="Replicate of the run.")] = 1,
+    weights: Annotated[Path | None, typer.Option(help="State dict trained elsewhere, instead of a run.")] = None,
+    model: Annotated[str | None, typer.Option(help="Its model: a built-in one, or FILE.py:FUNCTION.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Its normalisation: one number per channel, as 0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    params: Annotated[int | None, typer.Option(min=1, help="At most so many parameters.")] = None,
+    macs: Annotated[int | None, typer.Option(min=1, help="At most so many multiply-accumulates.")] = None,
+    latency: Annotated[float | None, typer.Option(min=0, help="At most so many microseconds per image.")] = None,
+    keep_accuracy: Annotated[
+        float | None, typer.Option(min=0, help="Lose at most so many points on validation [default: 0.5].")
+    ] = None,
+    widths: Annotated[str | None, typer.Option(help="Exact widths: 56,68 or fc1=56,fc2=68.")] = None,
+    share: Annotated[float | None, typer.Option(help="The same share of units everywhere, as 0.5.")] = None,
+    round_to: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = 1,
+    allocation: Annotated[str, typer.Option(help="How a budget is divided: curves or uniform.")] = "curves",
+    select: Annotated[str, typer.Option(help="Which units stay.")] = "greedy",
+    combine: Annotated[str, typer.Option(help="What they do for those that go.")] = "least_squares",
+    option: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help="Option of --combine.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Only what changes nothing.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Residual streams too.")] = False,
+    fold_norms: Annotated[bool, typer.Option("--fold-norms", help="Batch norms become part of the weights.")] = False,
+    groups: Annotated[Path | None, typer.Option(help="YAML file that names groups of layers.")] = None,
+    images: Annotated[int | None, typer.Option(min=2, help="Unlabelled training images to look at.")] = None,
+    refit: Annotated[bool | None, typer.Option(help="Fit to the original's answers [default: least squares].")] = None,
+    distil: Annotated[str | None, typer.Option(help="Label-free training: 5s, 2ep or 500it.")] = None,
+    retrain: Annotated[str | None, typer.Option(help="Training with labels: 2ep or 500it.")] = None,
+    control: Annotated[bool, typer.Option(help="With --retrain: the same widths from scratch.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of the images and of random choices.")] = 0,
+    study: Annotated[bool, typer.Option("--study", help="The whole grid of methods, widths and sparsities.")] = False,
+    overrides: Overrides = None,
+    runs: RunsRoot = Path("runs"),
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Folder with data sets; with --weights also a data set's name.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of --study [default: cores].")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a smaller dense network of a sparse one (or of any network) by fusing its neurons."""
+    with render.one_line_errors(verbose), render.stop_request() as should_stop:
+        from ticketlab.cli import fusing
+        from ticketlab.workflows.fuse import fuse_run
+        from ticketlab.workflows.fuse_request import Request
+        from ticketlab.workflows.run import Machine
+
+        folder, name = fusing.data_and_name(data or [])
+        machine = Machine(runs, _places(folder), "cpu", workers, threads)
+        if study:
+            fusing.study(run, machine, should_stop, json, quiet)
+            return
+        request = Request(
+            select, combine, fusing.options(option or []), fusing.widths(widths), share, params, macs, latency,
+            keep_accuracy, round_to, allocation, exact, stream, fold_norms, images, refit, distil, retrain, control,
+            fusing.groups(groups), seed,
+        )  # fmt: skip
+        request.check()
+        given = fusing.elsewhere(weights, model, name, mean, std, run, level)
+        source = fusing.source(given, run, level, replicate, machine, overrides or (), quiet)
+        render.fusion(fusing.follow(fuse_run(source, request, machine, should_stop), quiet), json)
+
+
 @recipes_app.command("ls")
 def recipes_ls(recipes: RecipesRoot = Path("recipes"), json: Json = False) -> None:
     """List recipes with what each one shows."""

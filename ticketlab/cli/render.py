@@ -23,11 +23,16 @@ if TYPE_CHECKING:
     from ticketlab.report import Estimate, Row
     from ticketlab.runs.store import Level, RunStore
     from ticketlab.workflows.doctor import Finding
+    from ticketlab.workflows.fuse import Fusion
     from ticketlab.workflows.plan import Plan
 
 LEVEL_COLUMNS = (
     "level", "density\n%", "sparsity\n%", "test\naccuracy %", "n", "minus\ndense %", "at\nend %", "early\nstop",
     "ms per\nstep",
+)  # fmt: skip
+
+FUSION_COLUMNS = (
+    "", "parameters", "non-zero", "MACs", "bytes", "test\naccuracy %", "µs for\n1 image", "µs for\n64",
 )  # fmt: skip
 
 
@@ -152,6 +157,32 @@ def plan(plan: Plan, runs: Path, json: bool) -> None:
         f"{plan.recipe.replicates} replicates into {runs / plan.name}, about {expected.bytes / 1e6:.0f} MB of disk, "
         f"roughly {minutes:.1f} minutes of one core in all"
     )
+
+
+def fusion(done: Fusion, json: bool) -> None:
+    """What a network was before and after fusing."""
+    record = done.record
+    if json:
+        result(record)
+        return
+    data = f"{record['data']} (STAND-IN for {record['stand_in_for']})" if record["stand_in_for"] else record["data"]
+    table = _table(f"{done.store.name} on {data}: {record['method']}", FUSION_COLUMNS)
+    latency, many = record["latency_us"], record["latency_us_64"]
+    for name, timed in (("before", "dense"), ("sparse", "masked"), ("after", "fused")):
+        row = record[name]
+        if row is not None:
+            counts = [f"{row[key]:,}" for key in ("params", "nonzeros", "macs", "bytes")]
+            accuracy = f"{100 * row['test_accuracy']:.2f}"
+            table.add_row(name, *counts, accuracy, f"{latency[timed]:.1f}", f"{many[timed]:.0f}")
+    _print(table)
+    stages = _table("stages", ["network", "test accuracy %", "validation %", "seconds"])
+    for stage in record["stages"]:
+        percents = [f"{100 * stage[key]:.2f}" for key in ("test_accuracy", "val_accuracy")]
+        stages.add_row(stage["stage"], *percents, f"{stage['seconds']:.1f}")
+    _print(stages)
+    changed = {name: width for name, width in record["groups"].items() if name in record["widths"]}
+    result("widths: " + ", ".join(f"{name} {record['widths'][name]}" for name in changed))
+    note(f"run: {done.store.path}   network: {done.store.path}/fused.safetensors")
 
 
 def recipes(paths: Sequence[Path], root: Path, json: bool) -> None:

@@ -28,6 +28,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def some(self, chosen: Tensor) -> Examples:
+        """The examples at these indices."""
+        return Examples(self.images[chosen], self.labels[chosen], self.scale, self.shift)
+
     def to(self, device: torch.device) -> Examples:
         """The same examples on a device."""
         return Examples(*(t.to(device) for t in (self.images, self.labels, self.scale, self.shift)))

@@ -233,11 +233,10 @@ def fold_norms(model: nn.Module, layers: dict[str, str]) -> nn.Module:
     folded = deepcopy(model).eval()
     for name, norm in layers.items():
         layer = folded.get_submodule(name)
-        shape, dtype = layer.weight.shape, layer.weight.dtype
-        slot = Slot(name, torch.arange(int(shape[0]))[:, None], norm)
-        weight, bias = effective_rows(folded, slot)
-        set_tensor_(layer, "weight", weight.view(shape).to(dtype))
-        set_tensor_(layer, "bias", bias.to(dtype))
+        before = tensor(layer, "weight")
+        weight, bias = effective_rows(folded, Slot(name, torch.arange(len(before))[:, None], norm))
+        set_tensor_(layer, "weight", weight.view_as(before).to(before.dtype))
+        set_tensor_(layer, "bias", bias.to(before.dtype))
         parent, _, last = norm.rpartition(".")
         setattr(folded.get_submodule(parent), last, nn.Identity())
     return folded

@@ -67,11 +67,13 @@ class _Consumer:
         where = self.features
         if where.shape[1] == 1:
             one = where[:, 0]
-            return self.weight[one].square().sum(dim=1) / self.inverse.diagonal()[one].clamp(min=1e-30) / self.spread
+            sizes: Tensor = self.weight[one].square().sum(dim=1)
+            return sizes / self.inverse.diagonal()[one].clamp(min=1e-30) / self.spread
         blocks = self.inverse[where[:, :, None], where[:, None, :]]
         weights = self.weight[where]
         solved = torch.linalg.solve(blocks, weights)
-        return (weights * solved).sum(dim=(1, 2)) / self.spread
+        losses: Tensor = (weights * solved).sum(dim=(1, 2))
+        return losses / self.spread
 
     def remove(self, unit: int) -> None:
         where = self.features[unit]

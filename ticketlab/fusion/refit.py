@@ -61,10 +61,10 @@ def _minimise(parameters: Sequence[nn.Parameter], logits: Callable[[], Tensor], 
         optimizer.zero_grad()
         moved = sum((p - b).square().sum() for p, b in zip(parameters, before, strict=True))
         value = functional.cross_entropy(logits(), answers) + PENALTY * moved
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     finite = all(bool(parameter.isfinite().all()) for parameter in parameters)
     for parameter, old in zip(parameters, before, strict=True):
         parameter.grad = None

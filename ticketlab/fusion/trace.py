@@ -74,6 +74,8 @@ class Trace:
     """Groups that may be changed, in the order in which the network computes them."""
     frozen: list[Group]
     """Groups that may not, each with its reason."""
+    norm_of: dict[str, str]
+    """Layer → the norm that alone reads its output."""
 
 
 def trace(model: nn.Module, images: Tensor) -> Trace:
@@ -139,7 +141,8 @@ class Numbering(fx.Interpreter):
             return self._unknown(args, kwargs)
         return self._call(type(layer), args, kwargs, layer)
 
-    def _call(self, what: Any, args: Any, kwargs: Any, layer: nn.Module | None = None) -> Any:
+    def _call(self, what: Any, args: Any, kwargs: Any, layer: nn.Module | None = None) -> Any:  # noqa: PLR0911
+        """The rule for a function, method or kind of layer."""
         known = _lookup(what)
         tensors = [t for t in _flatten(args, kwargs) if isinstance(t, Tensor)]
         if not tensors or what in ("size", "dim", "numel") or what is getattr:
@@ -170,7 +173,7 @@ class Numbering(fx.Interpreter):
             return self._unknown(numbers, {}, f"{name} is used more than once")
         axis = -1 if isinstance(layer, nn.Linear) else 1
         columns = self._uniform(numbers, axis)
-        outputs = int(layer.weight.shape[0])  # type: ignore[union-attr, index, arg-type]
+        outputs = int(layer.weight.shape[0])
         if columns is None:
             self._freeze(numbers, f"{name} reads units in a mixed order")
             columns = torch.full((numbers.shape[axis],), FOREIGN)
@@ -302,7 +305,7 @@ class Numbering(fx.Interpreter):
             self._group([places[u] for u in units], operations[units[0]], why) for (_, why), units in alike.items()
         ]
         groups = [group for group in found if group.reason is None]
-        return Trace(groups, [group for group in found if group.reason is not None])
+        return Trace(groups, [group for group in found if group.reason is not None], self.norm_of)
 
     def _group(self, units: list[dict[tuple[str, str], list[int]]], operations: set[str], why: str | None) -> Group:
         slots: dict[str, list[Slot]] = defaultdict(list)

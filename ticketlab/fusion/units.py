@@ -219,7 +219,7 @@ def _patches(layer: nn.Module, inputs: Tensor) -> Tensor:
     """What each output of a layer sees, (outputs' positions, inputs × taps)."""
     if isinstance(layer, nn.Conv2d):
         padding = layer.padding if not isinstance(layer.padding, str) else _same(layer)
-        columns = functional.unfold(inputs, layer.kernel_size, layer.dilation, padding, layer.stride)  # type: ignore[arg-type]
+        columns = functional.unfold(inputs, layer.kernel_size, layer.dilation, padding, layer.stride)
         return columns.transpose(1, 2).flatten(0, 1)
     if isinstance(layer, nn.Conv1d):
         padded = functional.pad(inputs, (int(layer.padding[0]),) * 2)

@@ -36,7 +36,7 @@ def set_tensor_(layer: nn.Module, name: str, value: Tensor) -> None:
         layer.num_features = len(value)
     elif isinstance(layer, LINEAR):
         layer.out_channels = value.shape[0]
-        if layer.groups > 1:
+        if int(layer.groups) > 1:  # type: ignore[arg-type]
             layer.groups = layer.in_channels = value.shape[0]
         else:
             layer.in_channels = value.shape[1]

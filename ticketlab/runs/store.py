@@ -124,6 +124,33 @@ class RunStore:
                 self.read_ticket(replicate, level)
                 self.read_checkpoint(replicate, level)
 
+    # --- results of other commands
+
+    @property
+    def kind(self) -> str:
+        """What made the run: prune, fuse or study."""
+        return str(self.read_manifest().get("kind", "prune"))
+
+    def has_result(self, name: str) -> bool:
+        """Whether a result has been written."""
+        return (self.path / name).exists()
+
+    def read_result(self, name: str) -> dict[str, Any]:
+        """A result: one JSON object."""
+        return read_json(self.path / name)
+
+    def write_result(self, name: str, result: Mapping[str, Any]) -> None:
+        """Keep a result."""
+        write_json(self.path / name, result)
+
+    def write_map(self, unit_map: Mapping[str, Tensor]) -> None:
+        """Keep which old units each new one stands in for."""
+        write_tensors(self.path / "map.safetensors", unit_map, {})
+
+    def part(self, name: str) -> RunStore:
+        """A store of its own inside this one."""
+        return RunStore(self.path / name)
+
     # --- levels
 
     def has_level(self, replicate: int, level: int) -> bool:
@@ -246,9 +273,12 @@ def list_runs(root: Path) -> list[RunStore]:
     return [RunStore(path) for path in sorted(found, key=lambda p: (p / "manifest.json").stat().st_mtime)]
 
 
-def find_run(root: Path, name: str | None) -> RunStore:
-    """A run by path, name or unique prefix; the newest without a name. Raises RunError that lists the choices."""
-    runs = list_runs(root)
+def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
+    """A run by path, name or unique prefix; the newest of a kind without a name.
+
+    Raises RunError that lists the choices.
+    """
+    runs = [run for run in list_runs(root) if kind is None or run.kind == kind]
     if name is None:
         if not runs:
             raise RunError(f"no runs in {root}; make one with: ticketlab prune recipes/lenet_mnist.yaml")

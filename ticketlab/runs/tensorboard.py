@@ -82,5 +82,19 @@ def write_run_summary(
             writer.add_scalar("density/all", row["density"], level)
         # the public add_hparams() would open a second run beside this one
         assert writer.file_writer is not None
-        for record in hparams(dict(settings), dict.fromkeys((MARGIN[0], "density/all"), 0.0)):  # type: ignore[no-untyped-call]
+        for record in hparams(dict(settings), dict.fromkeys((MARGIN[0], "density/all"), 0.0)):
             writer.file_writer.add_summary(record)
+
+
+def write_fusion(folder: Path, record: Mapping[str, Any]) -> None:
+    """A fusion: error against units left for each group, accuracy of each stage, what was made of what."""
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    with SummaryWriter(str(folder)) as writer:
+        for name, curve in record["error_curves"].items():
+            for units, error in enumerate(curve):
+                writer.add_scalar(f"fusion_error/{name}", error, units)
+        for index, stage in enumerate(record["stages"]):
+            writer.add_scalar(f"fusion_accuracy/{stage['stage']}", stage["test_accuracy"], index)
+        rows = [f"| {name} | {record['widths'][name]} |" for name in record["widths"]]
+        writer.add_text("widths", "\n".join(["| layer | units |", "|---|---|", *rows]))

@@ -47,7 +47,7 @@ def train_steps(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(index)
         loss = functional.cross_entropy(model(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for parameter, kept in frozen:
             assert parameter.grad is not None
             parameter.grad.mul_(kept)

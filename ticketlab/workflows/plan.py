@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ticketlab.models import models
 from ticketlab.pruning.allocate import Pool, keep_count, make_pools
 from ticketlab.pruning.criteria import criteria
 from ticketlab.pruning.masks import full_mask
-from ticketlab.recipe import Recipe, recipe_hash
+from ticketlab.recipe import ModelSection, Recipe, recipe_hash
 from ticketlab.recipe_file import Problem, RecipeFile
 from ticketlab.registry import check_options, file_digest, load_file, where_it_failed
 
@@ -93,7 +94,7 @@ def check_recipe(file: RecipeFile) -> None:
     problems += _check(
         ("pruning", "criterion"), lambda: criteria.find(recipe.pruning.criterion), recipe.pruning.options
     )
-    problems += _check(("model", "name"), lambda: _builder(file), recipe.model.options)
+    problems += _check(("model", "name"), lambda: find_builder(recipe.model, file.path.parent), recipe.model.options)
     for key, data in (("name", recipe.data.name), ("offline", recipe.data.offline)):
         if data is not None:
             problems += _check(("data", key), partial(datasets.find, data), {})
@@ -109,16 +110,15 @@ def _check(key: tuple[str, str], find: Callable[[], Callable[..., Any]], options
     return [((key[0], "options", option), message) for option, message in check_options(function, options)]
 
 
-def _builder(file: RecipeFile) -> Callable[..., Any]:
-    """The function that builds the recipe's model, built in or the user's own."""
-    model = file.recipe.model
+def find_builder(model: ModelSection, folder: Path) -> Callable[..., Any]:
+    """The function that builds a model, built in or in the user's own file, which stands in `folder`."""
     if model.file is None:
         return models.find(model.name)
-    path = file.path.parent / model.file
+    path = folder / model.file
     function = getattr(load_file(path), model.name, None)
     if not callable(function):
         raise PluginError(f"{path} has no function '{model.name}'")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def load_data(file: RecipeFile, places: Places) -> tuple[RecipeFile, Data]:
@@ -199,18 +199,24 @@ def _pools(recipe: Recipe, sizes: Mapping[str, int]) -> list[Pool]:
 
 def _build(file: RecipeFile, dataset: Dataset, seed: int) -> nn.Module:
     """The recipe's network with initial weights drawn from `seed`; the caller's randomness is left alone."""
-    builder = _builder(file)
-    options = dict(file.recipe.model.options)
-    positional = (dataset.input_shape, dataset.classes) if _takes_shape(builder) else ()
+    builder = find_builder(file.recipe.model, file.path.parent)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = builder(*positional, **options)
+            model = call_builder(builder, file.recipe.model.options, dataset.input_shape, dataset.classes)
         except Exception as error:
             raise PluginError(_blame(file, error, "cannot be built", dataset)) from error
     if not isinstance(model, nn.Module):
         raise PluginError(f"'{file.recipe.model.name}' returned {type(model).__name__}, not a torch nn.Module")
     return model
+
+
+def call_builder(
+    builder: Callable[..., Any], options: Mapping[str, Any], shape: tuple[int, int, int], classes: int
+) -> Any:
+    """What a builder makes for inputs of a shape; its weights come from torch's global generator."""
+    positional = (shape, classes) if _takes_shape(builder) else ()
+    return builder(*positional, **options)
 
 
 def _takes_shape(builder: Callable[..., Any]) -> bool:

@@ -140,6 +140,7 @@ def open_run(store: RunStore, plan: Plan, device: torch.device, threads: int) ->
     data = plan.data
     facts = {
         "recipe": plan.file.path.stem,
+        "folder": str(plan.file.path.parent.resolve()),
         "hash": plan.hash,
         "method": plan.recipe.method,
         "data": data.dataset.name,

@@ -1,0 +1,154 @@
+"""What `ticketlab fuse` was told, as values; a fusion as it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ticketlab.cli.render import note
+from ticketlab.data.sources import datasets
+from ticketlab.errors import FusionError, RunError
+from ticketlab.runs.store import Level, find_run
+from ticketlab.workflows.fuse import Event, Fusion
+from ticketlab.workflows.run import Machine, Notice
+from ticketlab.workflows.source import Elsewhere, Source, from_run, from_weights
+
+
+def data_and_name(given: Sequence[str]) -> tuple[Path | None, str | None]:
+    """`--data` names a folder, a data set, or (given twice) both."""
+    names = [text for text in given if text in set(datasets)]
+    folders = [Path(text) for text in given if text not in set(datasets)]
+    if len(names) > 1 or len(folders) > 1:
+        raise FusionError(f"--data: one folder and one data set at most (got {', '.join(given)})")
+    return next(iter(folders), None), next(iter(names), None)
+
+
+def options(texts: Iterable[str]) -> dict[str, float]:
+    """`threshold=0.45` as a mapping."""
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError as error:
+            raise FusionError(f"--option {text}: write it as name=number") from error
+    return found
+
+
+def widths(text: str | None) -> dict[str, int] | None:
+    """`fc1=56,fc2=68` as a mapping; `56,68` under the numbers of the groups, to be named later."""
+    if text is None:
+        return None
+    found: dict[str, int] = {}
+    for index, part in enumerate(text.split(",")):
+        name, equals, value = part.rpartition("=")
+        if not value.strip().isdecimal() or (equals and not name):
+            raise FusionError(f"--widths {text}: write it as 56,68 or fc1=56,fc2=68")
+        found[name.strip() or f"#{index}"] = int(value)
+    return found
+
+
+def numbers(text: str | None, what: str) -> tuple[float, ...] | None:
+    """`0.5,0.5` as numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise FusionError(f"{what} {text}: write numbers with commas between them, one per channel") from error
+
+
+def groups(path: Path | None) -> list[dict[str, list[str]]] | None:
+    """The groups in a YAML file: a list of mappings of roles to layers."""
+    if path is None:
+        return None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FusionError(f"{path}: cannot be read as YAML ({error})") from error
+    entries = content if isinstance(content, list) else []
+    if not entries or not all(_is_group(entry) for entry in entries):
+        raise FusionError(f"{path}: a list of groups, each as {{producers: [conv1], norms: [bn1], consumers: [conv2]}}")
+    return entries
+
+
+def _is_group(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and set(entry) <= {"producers", "norms", "consumers"}
+        and all(isinstance(v, list) and all(isinstance(name, str) for name in v) for v in entry.values())
+    )
+
+
+def elsewhere(
+    weights: Path | None,
+    model: str | None,
+    data: str | None,
+    mean: str | None,
+    std: str | None,
+    run: str | None,
+    level: int | None,
+) -> Elsewhere | None:
+    """What was said about weights trained elsewhere; None where a run is meant."""
+    told = {"--model": model, "--mean": mean, "--std": std, "--data NAME": data}
+    if weights is None:
+        extra = [name for name, value in told.items() if value is not None]
+        if extra:
+            raise FusionError(f"{', '.join(extra)} belong to --weights FILE, which is missing")
+        return None
+    if run is not None or level is not None:
+        raise FusionError("--weights names a network of its own: leave RUN and --level out")
+    missing = [name for name in ("--model", "--data NAME") if told[name] is None]
+    if missing:
+        raise FusionError(f"--weights needs {' and '.join(missing)} (known data sets: {', '.join(datasets)})")
+    return Elsewhere(weights, str(model), str(data), numbers(mean, "--mean"), numbers(std, "--std"))
+
+
+def source(
+    given: Elsewhere | None,
+    run: str | None,
+    level: int | None,
+    replicate: int,
+    machine: Machine,
+    overrides: Sequence[str],
+    quiet: bool,
+) -> Source:
+    """The network to fuse; says which where the user did not."""
+    if given is not None:
+        return from_weights(given, machine.places, overrides)
+    store = find_run(machine.runs, run, None if run else "prune")
+    if store.kind != "prune":
+        raise RunError(f"{store.path} is no run of prune; name one of those, or a file with --weights")
+    found = from_run(store, machine.places, level, replicate, overrides)
+    if not quiet:
+        note(f"source: {found.name}, replicate {replicate}")
+    return found
+
+
+def follow(events: Iterable[Event], quiet: bool) -> Fusion:
+    """Show events as they come; returns the finished fusion."""
+    done: Fusion | None = None
+    for event in events:
+        if isinstance(event, Fusion):
+            done = event
+        elif isinstance(event, Notice):
+            if not quiet:
+                note(event.text)
+        elif isinstance(event, Level):
+            if not quiet:
+                note(f"trained {event.steps} steps in {event.seconds:.1f} s: test {100 * event.test_accuracy:.2f} %")
+        elif not quiet:
+            note(f"step {event.step} of {event.stop}: validation {100 * event.val_accuracy:.2f} %")
+    assert done is not None
+    return done
+
+
+def study(run: str | None, machine: Machine, should_stop: Callable[[], bool], json: bool, quiet: bool) -> None:
+    """The study, once it is there."""
+    raise FusionError("--study is not there yet")
+
+
+Record = Mapping[str, Any]

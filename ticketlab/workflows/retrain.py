@@ -1,0 +1,105 @@
+"""Train a fused network on with labels, and its control: the same widths from scratch, as long in all."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ticketlab.models.compact import layer_widths, rebuild
+from ticketlab.pruning.masks import full_mask
+from ticketlab.recipe import TrainSection
+from ticketlab.runs.store import Level, RunStore
+from ticketlab.seeds import derive_seed
+from ticketlab.steps import Duration
+from ticketlab.workflows.plan import Plan, call_builder, find_builder
+from ticketlab.workflows.source import Source
+from ticketlab.workflows.train_level import LevelTask, Progress, Settings, train_level
+
+FINE = {"sgd": 0.1, "adam": 1.0, "adamw": 1.0}
+"""Learning rate of retraining against the recipe's: sgd's would throw away what was kept."""
+DECAY = (0.4, 0.6, 0.8)
+"""Shares of retraining after which the learning rate falls to 3/10."""
+LEVEL = 1  # level 0 would leave a rewind point behind
+
+
+def retrain(
+    source: Source, model: nn.Module, store: RunStore, length: Duration, settings: Settings
+) -> Iterator[Progress | Level]:
+    """Train a compact network on; takes up what was interrupted."""
+    plan = source.plan
+    steps = length.steps(plan.steps_per_epoch)
+    train = plan.recipe.train
+    ours = train.model_copy(
+        update={
+            "lr": train.lr * FINE[train.optimizer],
+            "warmup": Duration(0, "it"),
+            "milestones": tuple(Duration(max(1, round(share * steps)), "it") for share in DECAY),
+            "gamma": 0.3,
+        }
+    )
+    yield from _train(source, model, store, ours, steps, model.state_dict(), settings)
+
+
+def scratch(
+    source: Source, model: nn.Module, store: RunStore, length: Duration, settings: Settings
+) -> Iterator[Progress | Level]:
+    """Train a network of the same widths from fresh weights: the source's schedule, and then as long as `retrain`."""
+    plan = source.plan
+    steps = plan.steps + length.steps(plan.steps_per_epoch)
+    state = fresh_weights(source, model, derive_seed(plan.recipe.seed, "scratch"))
+    yield from _train(source, model, store, plan.recipe.train, steps, state, settings)
+
+
+def fresh_weights(source: Source, model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Initial weights for a compact network: its builder's at these widths, where the builder takes `widths`.
+
+    Elsewhere torch's own initialisation of each layer.
+    """
+    section, dataset = source.plan.recipe.model, source.plan.data.dataset
+    builder = find_builder(section, source.plan.file.path.parent)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if "widths" in inspect.signature(builder).parameters:
+            options = {**section.options, "widths": layer_widths(model)}
+            made = call_builder(builder, options, dataset.input_shape, dataset.classes)
+            if set(made.state_dict()) == set(model.state_dict()):
+                return dict(made.state_dict())
+        made = rebuild(source.plan.build(0), model.state_dict())
+        for layer in made.modules():
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    return dict(made.state_dict())
+
+
+def _train(
+    source: Source,
+    model: nn.Module,
+    store: RunStore,
+    train: TrainSection,
+    steps: int,
+    state: dict[str, Tensor],
+    settings: Settings,
+) -> Iterator[Progress | Level]:
+    """One level with a full mask, in a store of its own."""
+    if store.has_level(1, LEVEL):
+        yield store.read_level(1, LEVEL)
+        return
+    compact = {name: value.clone() for name, value in model.state_dict().items()}
+    recipe = source.plan.recipe.model_copy(update={"train": train})
+    plan: Plan = replace(
+        source.plan,
+        file=source.plan.file.with_recipe(recipe),
+        build=lambda seed: rebuild(source.plan.build(seed), compact),
+        steps=steps,
+        rewind=0,
+        evaluate_every=max(1, min(source.plan.evaluate_every, steps // 5)),
+    )
+    weights = {name: value.clone() for name, value in state.items()}
+    task = LevelTask(1, recipe.seed, LEVEL, full_mask(model), weights, start=0, final_lr=False)
+    with store.lock_replicate(1):
+        yield from train_level(plan, store, task, settings)

@@ -1,0 +1,199 @@
+"""The network that a command works on: a level of a run, or weights that were trained elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ticketlab.data.files import Places
+from ticketlab.errors import RunError
+from ticketlab.models.compact import rebuild
+from ticketlab.pruning.masks import masked
+from ticketlab.recipe import ModelSection
+from ticketlab.recipe_file import RecipeFile, parse_recipe, read_recipe
+from ticketlab.registry import load_file
+from ticketlab.runs.network import read_foreign_state, read_network
+from ticketlab.runs.store import RunStore
+from ticketlab.runs.ticket import digest
+from ticketlab.workflows.plan import Data, Plan, call_builder, find_builder, load_data, make_plan
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained network and what it was trained with."""
+
+    name: str
+    plan: Plan
+    model: nn.Module
+    dense: nn.Module | None
+    """The dense network that the ticket was cut from; None where the network is its own source."""
+    facts: dict[str, Any]
+    """Where it came from: run, replicate and level, or file; and the digest of its weights."""
+    notices: tuple[str, ...] = ()
+
+    def network_facts(self) -> dict[str, Any]:
+        """What rebuilds this network, or a compact one made from it."""
+        dataset, model = self.plan.data.dataset, self.plan.recipe.model
+        folder = self.plan.file.path.parent
+        return {
+            "model": {
+                "name": model.name,
+                "file": str((folder / model.file).resolve()) if model.file else None,
+                "options": model.options,
+            },
+            "plugins": [str((folder / name).resolve()) for name in self.plan.recipe.plugins],
+            "data": dataset.name,
+            "input_shape": list(dataset.input_shape),
+            "classes": dataset.classes,
+            "mean": list(dataset.mean),
+            "std": list(dataset.std),
+            "source": self.facts,
+        }
+
+
+def from_run(store: RunStore, places: Places, level: int | None, replicate: int, overrides: Sequence[str]) -> Source:
+    """A level of a run at its early-stop step; the deepest finished one when none is named."""
+    finished = store.levels(replicate)
+    if not finished:
+        raise RunError(f"{store.path}: replicate {replicate} has no finished level yet")
+    index = finished[-1].level if level is None else level
+    if not 0 <= index < len(finished):
+        raise RunError(f"{store.path}: replicate {replicate} has levels 0 to {len(finished) - 1}, not {index}")
+    manifest = store.read_manifest()
+    file = read_recipe(store.path / "recipe.yaml", overrides)
+    # files of the user's own stand beside the recipe that the run was made from
+    folder = Path(manifest.get("folder", store.path))
+    file = replace(file, path=folder / f"{manifest['recipe']}.yaml")
+    plan = make_plan(*load_data(file, places))
+    facts = {"run": store.name, "replicate": replicate, "level": index}
+    model = _level_model(plan, store, replicate, index)
+    dense = _level_model(plan, store, replicate, 0) if index else None
+    facts["digest"] = digest(model.state_dict())
+    return Source(f"{store.name} level {index}", plan, model, dense, facts)
+
+
+def _level_model(plan: Plan, store: RunStore, replicate: int, level: int) -> nn.Module:
+    ticket = store.read_ticket(replicate, level)
+    if ticket is None:
+        raise RunError(f"{store.level_dir(replicate, level)}: the ticket is missing")
+    model = plan.build(0)
+    model.load_state_dict(masked(store.read_weights(replicate, level, "early_stop"), ticket.mask))
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Weights that were trained elsewhere, and what the user says about them."""
+
+    weights: Path
+    model: str
+    """Built-in model, or `FILE.py:FUNCTION`."""
+    data: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def from_weights(given: Elsewhere, places: Places, overrides: Sequence[str]) -> Source:
+    """A network of a known model, or of the user's model file, with weights from a file."""
+    file = _recipe(given, overrides)
+    file, data = load_data(file, places)
+    mean, std = given.mean or data.dataset.mean, given.std or data.dataset.std
+    channels = data.dataset.input_shape[0]
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise RunError(f"--mean, --std: {given.data} has {channels} channels; give one number for each, std above 0")
+    plan = make_plan(file, Data(replace(data.dataset, mean=mean, std=std), data.stand_in_for, data.reason))
+    state = read_foreign_state(given.weights)
+    model = plan.build(0)
+    notices = _load_(model, state, given.weights)
+    facts = {"weights": str(given.weights), "digest": digest(model.state_dict())}
+    return Source(given.weights.stem, plan, model.eval(), None, facts, tuple(notices))
+
+
+def _recipe(given: Elsewhere, overrides: Sequence[str]) -> RecipeFile:
+    """The recipe that stands for a network trained elsewhere; `--set` changes it like any other."""
+    file, colon, function = given.model.rpartition(":")
+    model: dict[str, Any] = {"name": given.model}
+    if colon and file.endswith(".py"):
+        model = {"name": function, "file": str(Path(file).resolve())}
+    tree = {"model": model, "data": {"name": given.data}, "train": {"steps": "10ep", "batch_size": 128, "lr": 1e-3}}
+    return parse_recipe(Path.cwd() / f"{given.weights.stem}.yaml", tree, overrides)
+
+
+def _load_(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> list[str]:
+    """Put weights in place by name, or by order where only the names differ; returns what the user should know."""
+    wanted = model.state_dict()
+    if set(state) == set(wanted):
+        wrong = [
+            f"{n} is {_shape(state[n])}, not {_shape(wanted[n])}" for n in wanted if state[n].shape != wanted[n].shape
+        ]
+        if wrong:
+            raise RunError(f"{path}: does not fit the model: {'; '.join(wrong[:5])}")
+        model.load_state_dict(dict(state))
+        return []
+    pairs = _paired(wanted, state)
+    if pairs is None:
+        raise RunError(
+            f"{path}: does not fit the model. The file has {_listed(state)}; the model wants {_listed(wanted)}"
+        )
+    values = {
+        f"{ours}.{leaf}": state[f"{theirs}.{leaf}"]
+        for ours, theirs in pairs.items()
+        for leaf in _layers(wanted)[ours]
+        if f"{theirs}.{leaf}" in state
+    }
+    model.load_state_dict({**wanted, **values})
+    told = ", ".join(f"{theirs} → {ours}" for ours, theirs in pairs.items())
+    return [f"{path.name}: layers have other names there; taken by shape and order: {told}"]
+
+
+def _paired(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, str] | None:
+    """Our layer → the first unused layer of the file with the same tensors; None where any is left over."""
+    ours, theirs = _layers(wanted), _layers(state)
+    free = sorted(theirs, key=_natural)  # safetensors keeps no order
+    pairs: dict[str, str] = {}
+    for name, shapes in ours.items():
+        match = next((other for other in free if theirs[other] == shapes), None)
+        if match is None:
+            return None
+        free.remove(match)
+        pairs[name] = match
+    return None if free else pairs
+
+
+def _layers(state: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Layer → shapes of its tensors; batch counters aside, which older files lack."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, value in state.items():
+        layer, _, leaf = name.rpartition(".")
+        if leaf != "num_batches_tracked":
+            found.setdefault(layer, {})[leaf] = tuple(value.shape)
+    return found
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """`conv2` before `conv10`."""
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def _shape(value: Tensor) -> str:
+    return "×".join(map(str, value.shape)) or "a number"
+
+
+def _listed(state: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {_shape(value)}" for name, value in state.items())
+
+
+def load_network(path: Path | str) -> nn.Module:
+    """The network in a file that ticketlab wrote, ready for evaluation, compact ones at their own size."""
+    state, facts = read_network(Path(path))
+    for plugin in facts["plugins"]:
+        load_file(Path(plugin))
+    section = ModelSection.model_validate(facts["model"])
+    builder = find_builder(section, Path.cwd())
+    model = call_builder(builder, section.options, tuple(facts["input_shape"]), facts["classes"])
+    return rebuild(model, state).eval()
