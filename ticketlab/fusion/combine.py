@@ -38,7 +38,8 @@ def mean_bias(units: Units, kept: Tensor) -> FusionMap:
 def neuron_merging(units: Units, kept: Tensor, *, threshold: float = 0.45) -> FusionMap:
     """A unit goes to the kept one with the most similar direction, scaled by the ratio of their norms.
 
-    Units with no kept one above the cosine `threshold` are dropped. Biases and folded norms are part of a unit's
+    Without the ratio where an activation does not keep multiples. Units with no kept one above the cosine
+    `threshold` are dropped. Biases and folded norms are part of a unit's
     row, for linear layers and convolutions alike.
 
     Source: Kim et al. 2020, section 3.2; its scale through batch norm is corrected here (docs/fusion.md).
@@ -47,7 +48,8 @@ def neuron_merging(units: Units, kept: Tensor, *, threshold: float = 0.45) -> Fu
     norms = rows.norm(dim=1).clamp(min=1e-30)
     cosine = (rows / norms[:, None]) @ (rows[kept] / norms[kept, None]).T
     best, nearest = cosine.max(dim=1)
-    ratio = torch.where(best >= threshold, norms / norms[kept][nearest], torch.zeros_like(best))
+    ratio = norms / norms[kept][nearest] if units.scales else torch.ones_like(best)
+    ratio = torch.where(best >= threshold, ratio, torch.zeros_like(best))
     mixing = torch.zeros(len(units), len(kept), dtype=torch.double)
     mixing[torch.arange(len(units)), nearest] = ratio
     mixing[kept] = torch.eye(len(kept), dtype=torch.double)
@@ -69,8 +71,11 @@ def fold_directions(units: Units, kept: Tensor) -> FusionMap:
     """Folding for positively homogeneous units: clusters of directions, scales moved to the columns.
 
     A unit of row s·d counts as s times a unit of row d, so that parallel units of any length fold exactly.
-    Ours: Ward clusters of unit rows; a cluster's direction is the mean, weighted by ‖row‖ · ‖column‖.
+    Ours: Ward clusters of unit rows; a cluster's direction is the mean, weighted by ‖row‖ · ‖column‖. The same as
+    `fold` where an activation does not keep multiples.
     """
+    if not units.scales:
+        return fold(units, kept)
     rows = units.rows()
     norms = rows.norm(dim=1).clamp(min=1e-30)
     labels = _ward(rows / norms[:, None], len(kept))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ticketlab.fusion.combine import combiners
 from ticketlab.fusion.groups import Group, after_keeping, keep_units_
 from ticketlab.fusion.select import selectors
-from ticketlab.fusion.units import apply_, observe, view_units
+from ticketlab.fusion.units import View, apply_, observe, view_units
+from ticketlab.models.compact import layer_widths
 from ticketlab.seeds import derive_seed
 
 
@@ -61,6 +62,7 @@ def fuse(
     kept: dict[str, Tensor] = {}
     mixing: dict[str, Tensor] = {}
     now = list(groups)
+    alive = {name: torch.arange(width) for name, width in layer_widths(reference).items()}
     for index, original in enumerate(groups):
         group, keep = now[index], widths.get(original.name, original.units)
         if keep >= group.units:
@@ -68,14 +70,16 @@ def fuse(
         # weights are the reference's, as the data-free methods were published; activations are today's
         units = view_units(reference, original, torch.Generator().manual_seed(derive_seed(seed, group.name)))
         if method.needs() and images is not None:
-            activations, regressions = observe(
-                small, group, reference, original, images, seed, patches="patches" in method.needs()
-            )
+            today, before = View(small, group), View(reference, original, alive)
+            activations, regressions = observe(today, before, images, seed, patches="patches" in method.needs())
             units = replace(units, activations=activations, regressions=regressions)
         chosen = selectors.find(method.select)(units, keep)
         plan = combiners.find(method.combine)(units, chosen, **method.options)
         apply_(small, group, plan)
         keep_units_(small, group, plan.kept)
         now = [after_keeping(other, group, plan.kept) for other in now]
+        for slot in original.producers:
+            lost = slot.index[~torch.isin(torch.arange(original.units), plan.kept)].reshape(-1)
+            alive[slot.layer] = alive[slot.layer][~torch.isin(alive[slot.layer], lost)]
         kept[group.name], mixing[group.name] = plan.kept, plan.B
     return Fused(small, kept, mixing)

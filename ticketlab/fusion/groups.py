@@ -28,7 +28,7 @@ ADDITIVE = frozenset({"avg_pool", "dropout", "identity", "shape"})
 """Operations that keep sums and multiples."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slot:
     """Where the units of a group stand in one layer."""
 
@@ -39,7 +39,7 @@ class Slot:
     """The norm that alone reads the layer's output."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Units that must change together, and where."""
 
@@ -163,16 +163,44 @@ def permutation_error(model: nn.Module, groups: Iterable[Group], images: Tensor,
     Taken in double precision on a copy with random weights and norms, so that dead or equal weights hide nothing.
     """
     generator = torch.Generator().manual_seed(seed)
+    copy = _randomised(model, generator)
+    before = copy(images.double())
+    for group in groups:
+        permute_units_(copy, group, torch.randperm(group.units, generator=generator))
+    return _change(before, copy(images.double()))
+
+
+@torch.no_grad()
+def removable(model: nn.Module, group: Group, images: Tensor, seed: int = 0) -> bool:
+    """Whether a network without half of a group's units computes what it does when nobody reads them."""
+    generator = torch.Generator().manual_seed(seed)
+    copy = _randomised(model, generator)
+    order = torch.randperm(group.units, generator=generator)
+    kept = order[: (group.units + 1) // 2].sort().values
+    for slot in group.consumers:
+        layer = copy.get_submodule(slot.layer)
+        weight = tensor(layer, "weight").clone()
+        weight[:, slot.index[order[len(kept) :]]] = 0
+        set_tensor_(layer, "weight", weight)
+    before = copy(images.double())
+    keep_units_(copy, group, kept)
+    try:
+        return _change(before, copy(images.double())) <= TOLERANCE
+    except (RuntimeError, ValueError, IndexError):  # shapes that no longer fit
+        return False
+
+
+def _randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
     copy = deepcopy(model).double().eval()
     for name, value in copy.state_dict().items():
         if value.is_floating_point():
             drawn = torch.rand(value.shape, generator=generator, dtype=torch.double)
             value.copy_(0.5 + drawn if name.endswith("running_var") else drawn - 0.4)
-    before = copy(images.double())
-    for group in groups:
-        permute_units_(copy, group, torch.randperm(group.units, generator=generator))
-    after = copy(images.double())
-    return float((after - before).abs().max() / before.abs().max())
+    return copy
+
+
+def _change(before: Tensor, after: Tensor) -> float:
+    return float((after - before).abs().max() / before.abs().max()) if after.shape == before.shape else torch.inf
 
 
 def prove(model: nn.Module, groups: Sequence[Group], images: Tensor) -> float:

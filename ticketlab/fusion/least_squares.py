@@ -39,8 +39,9 @@ def refit(regression: Regression, kept: Tensor, ridge: float = RIDGE) -> tuple[T
     gram = gram + weak * torch.eye(len(gram), dtype=gram.dtype)
     target = regression.cov_cross[stay] + weak * old[:, stay].T
     weight = torch.zeros_like(old)
-    weight[:, stay] = torch.cholesky_solve(target, torch.linalg.cholesky(gram)).T
-    return weight, regression.mean_out - weight @ regression.mean_in
+    # the gram matrix may be singular to rounding (units that never fire), where Cholesky would give up
+    weight[:, stay] = torch.linalg.solve(gram, target).T
+    return weight, regression.mean_out - weight @ regression.mean_in - regression.bias
 
 
 def _staying(regression: Regression, kept: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.nn import functional
 
 from ticketlab.errors import FusionError
-from ticketlab.fusion.groups import Group, Slot
-from ticketlab.models.compact import LINEAR, NORMS
+from ticketlab.fusion.groups import Group, Slot, removable
+from ticketlab.models.compact import LINEAR, NORMS, tensor
 
 CONSTANT = -1
 """Stands for zeros that do not depend on the input, such as padding."""
@@ -55,14 +55,24 @@ REDUCTIONS: dict[Any, str] = {
     **dict.fromkeys((torch.mean, "mean"), "avg_pool"),
     **dict.fromkeys((torch.amax, "amax"), "max_pool"),
 }
-ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+ADDITIONS = {
+    operator.add,
+    operator.iadd,
+    operator.sub,
+    operator.isub,
+    torch.add,
+    torch.sub,
+    "add",
+    "add_",
+    "sub",
+    "sub_",
+}
 SHAPES: set[Any] = {
     nn.Flatten, nn.Unflatten, torch.flatten, torch.reshape, torch.cat, torch.concat, torch.stack, torch.permute,
     torch.transpose, torch.squeeze, torch.unsqueeze, torch.chunk, torch.split, operator.getitem, "view", "reshape",
     "flatten", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "split", "expand",
 }  # fmt: skip
-QUESTIONS: set[Any] = {"size", "dim", "numel", getattr, operator.mul, operator.floordiv, operator.sub, operator.eq}
-"""Arithmetic on sizes; on activations these are unknown operations."""
+SCALINGS = {operator.mul, operator.truediv, operator.neg, torch.mul, torch.div, "mul", "div"}
 PADS: set[Any] = {functional.pad, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d}
 
 
@@ -81,6 +91,7 @@ class Trace:
 def trace(model: nn.Module, images: Tensor) -> Trace:
     """Groups of units of a network; `images` is one example of its input, (1, …).
 
+    Groups whose units cannot be removed, because the network's code counts on their number, are among the frozen.
     Raises FusionError for a network whose course depends on the data, which cannot be traced.
     """
     mode = model.training
@@ -96,7 +107,13 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
     numbering = Numbering(graph)
     with torch.no_grad():
         numbering.run(torch.full(images.shape, FOREIGN))
-    return numbering.result()
+    found = numbering.result()
+    fixed = [group for group in found.groups if not removable(model, group, images)]
+    return replace(
+        found,
+        groups=[group for group in found.groups if group not in fixed],
+        frozen=found.frozen + [replace(group, reason="has a fixed number in the network's code") for group in fixed],
+    )
 
 
 class Numbering(fx.Interpreter):
@@ -136,7 +153,7 @@ class Numbering(fx.Interpreter):
         if isinstance(layer, NORMS):
             return self._norm(name, layer, numbers)
         if type(layer) in PADS and getattr(layer, "value", 0) == 0:
-            return functional.pad(numbers, _pad(layer), value=CONSTANT)
+            return functional.pad(numbers, layer.padding, value=CONSTANT)  # type: ignore[arg-type]
         if isinstance(layer, nn.MaxPool2d) and layer.return_indices:
             return self._unknown(args, kwargs)
         return self._call(type(layer), args, kwargs, layer)
@@ -153,9 +170,12 @@ class Numbering(fx.Interpreter):
         if what in POOLS:
             return self._pool(tensors[0], POOLS[what])
         if what in REDUCTIONS:
-            return self._reduce(tensors[0], REDUCTIONS[what])
+            return self._reduce(tensors[0], REDUCTIONS[what], kwargs.get("dim", args[1] if len(args) > 1 else None))
         if what in ADDITIONS and len(tensors) == 2 and kwargs.get("alpha", 1) == 1:
             return self._add(*tensors)
+        if what in SCALINGS | ADDITIONS and len(tensors) == 1:  # the other one is a plain number
+            self.passed.append((tensors[0].unique(), "identity" if what in SCALINGS else "bent"))
+            return tensors[0]
         if what in PADS and kwargs.get("mode", "constant") == "constant" and not kwargs.get("value"):
             if len(args) <= 2 or not any(args[2:]):
                 return functional.pad(args[0], args[1] if len(args) > 1 else kwargs["pad"], value=CONSTANT)
@@ -173,7 +193,7 @@ class Numbering(fx.Interpreter):
             return self._unknown(numbers, {}, f"{name} is used more than once")
         axis = -1 if isinstance(layer, nn.Linear) else 1
         columns = self._uniform(numbers, axis)
-        outputs = int(layer.weight.shape[0])
+        outputs = len(tensor(layer, "weight"))
         if columns is None:
             self._freeze(numbers, f"{name} reads units in a mixed order")
             columns = torch.full((numbers.shape[axis],), FOREIGN)
@@ -185,18 +205,18 @@ class Numbering(fx.Interpreter):
             return self._spread(columns, axis)
         if groups > 1:
             self._freeze(columns, f"{name} is a convolution in {groups} groups")
-            return self._spread(self._new(name, outputs, "frozen by its groups"), axis)
+            rows = self._new(name, outputs)
+            self._freeze(rows, f"{name} is a convolution in {groups} groups")
+            return self._spread(rows, axis)
         self.slots.append(("consumer", name, columns))
         return self._spread(self._new(name, outputs), axis)
 
-    def _new(self, name: str, count: int, frozen: str | None = None) -> Tensor:
+    def _new(self, name: str, count: int) -> Tensor:
         first = len(self.parent)
         self.parent += range(first, first + count)
         rows = torch.arange(first, first + count)
         self.rows[name] = rows
         self.slots.append(("producer", name, rows))
-        if frozen:
-            self._freeze(rows, f"{name} is a convolution in groups")
         return rows
 
     def _norm(self, name: str, layer: nn.Module, numbers: Tensor) -> Tensor:
@@ -222,10 +242,12 @@ class Numbering(fx.Interpreter):
         self.passed.append((channels.unique(), operation))
         return self._spread(channels, 1)
 
-    def _reduce(self, numbers: Tensor, operation: str) -> Tensor:
-        shape = self._shape()
+    def _reduce(self, numbers: Tensor, operation: str, dims: Any) -> Tensor:
+        over = {
+            int(d) % numbers.dim() for d in (dims if isinstance(dims, list | tuple) else [0 if dims is None else dims])
+        }
         channels = self._uniform(numbers, 1)
-        if channels is None or len(shape) < 2 or shape[1] != len(channels):
+        if channels is None or over & {0, 1}:
             return self._unknown(numbers, {})
         self.passed.append((channels.unique(), operation))
         return self._spread(channels, 1)
@@ -243,21 +265,18 @@ class Numbering(fx.Interpreter):
     def _unknown(self, args: Any, kwargs: Any, why: str | None = None) -> Any:
         what = getattr(self.node.target, "__name__", str(self.node.target))
         self._freeze((args, kwargs), why or f"meets an unknown operation, {what}")
-        return torch.full(self._shape(), FOREIGN)
+        return _blank(self.node.meta.get("tensor_meta"))
 
     # --- numbers
 
     def _shape(self) -> tuple[int, ...]:
-        meta = self.node.meta.get("tensor_meta")
-        if meta is None or not hasattr(meta, "shape"):
-            raise FusionError(f"{self.node.name}: an operation with several results is not supported; use --groups")
-        return tuple(meta.shape)
+        return tuple(self.node.meta["tensor_meta"].shape)
 
     def _spread(self, channels: Tensor, axis: int) -> Tensor:
         shape = self._shape()
         view = [1] * len(shape)
         view[axis] = len(channels)
-        return channels.view(view).expand(shape)
+        return channels.view(view).expand(shape).contiguous()
 
     @staticmethod
     def _uniform(numbers: Tensor, axis: int) -> Tensor | None:
@@ -327,6 +346,13 @@ class Numbering(fx.Interpreter):
         return made
 
 
+def _blank(meta: Any) -> Any:
+    """Numbers that stand for nothing of ours, in the shape of an operation's results."""
+    if isinstance(meta, TensorMetadata):
+        return torch.full(tuple(meta.shape), FOREIGN)
+    return type(meta)(_blank(part) for part in meta) if isinstance(meta, list | tuple) else meta
+
+
 def _lookup(what: Any) -> str | None:
     try:
         return UNARY.get(what)
@@ -344,10 +370,6 @@ def _flatten(*values: Any) -> list[Any]:
         else:
             found.append(value)
     return found
-
-
-def _pad(layer: nn.Module) -> Any:
-    return layer.padding
 
 
 def _shared_layers(graph: fx.GraphModule) -> set[str]:

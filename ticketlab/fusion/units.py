@@ -20,6 +20,7 @@ from ticketlab.models.compact import LINEAR, set_tensor_, tensor
 BATCH = 512  # images
 MAX_ROWS = 60_000
 """Patches of one consumer; a random choice of positions where the images have more."""
+DOUBLE_FEATURES = 2_048
 MAX_FEATURES = 6_000
 """Inputs of one output up to which a consumer is regressed as a whole (its matrix is inverted in double precision)."""
 
@@ -41,6 +42,8 @@ class Regression:
     """(outputs,)"""
     weight: Tensor
     """The consumer's weight now, (outputs, inputs)."""
+    bias: Tensor
+    """Its bias now, (outputs,); zeros where it has none."""
     rows: int
 
 
@@ -66,6 +69,8 @@ class Units:
     """(n, producers)"""
     outgoing: Tensor
     """(n, outputs × taps): columns of all consumers."""
+    scales: bool = True
+    """Whether s times a unit, s > 0, is what the unit of s times its row gives."""
     activations: Activations | None = None
     regressions: tuple[Regression, ...] = ()
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -81,8 +86,15 @@ class Units:
 def view_units(model: nn.Module, group: Group, generator: torch.Generator) -> Units:
     """Weights of a group's units; no data."""
     rows, biases = zip(*(effective_rows(model, slot) for slot in (*group.producers, *group.depthwise)), strict=True)
+    scales = group.scales() in ("positive", "any")
     columns = [_columns(tensor(model.get_submodule(slot.layer), "weight").double(), slot) for slot in group.consumers]
-    return Units(torch.cat(rows, dim=1), torch.stack(biases, dim=1), torch.cat(columns, dim=1), generator=generator)
+    return Units(
+        torch.cat(rows, dim=1),
+        torch.stack(biases, dim=1),
+        torch.cat(columns, dim=1),
+        scales,
+        generator=generator,
+    )
 
 
 def effective_rows(model: nn.Module, slot: Slot) -> tuple[Tensor, Tensor]:
@@ -139,53 +151,67 @@ def recorded(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, tupl
             handle.remove()
 
 
+@dataclass(frozen=True)
+class View:
+    """A network, a group's places in it, and which outputs of each layer another network still has."""
+
+    model: nn.Module
+    group: Group
+    alive: Mapping[str, Tensor] = field(default_factory=dict)
+    """Layer → its outputs that are left; layers with all of them need no entry."""
+
+
 @torch.inference_mode()
 def observe(
-    model: nn.Module,
-    group: Group,
-    reference: nn.Module,
-    original: Group,
-    images: Tensor,
-    seed: int,
-    patches: bool = True,
+    now: View, then: View, images: Tensor, seed: int, patches: bool = True
 ) -> tuple[Activations, tuple[Regression, ...]]:
     """Moments of a group's units over images; regressions only if `patches` and where they are small enough.
 
     Args:
-        model: The network as fused so far, all units of `group` still present.
-        reference: The network before fusing, in which the same units are `original`.
+        now: The network as fused so far, all units of the group still present.
+        then: The network before fusing, with the outputs that are left by now.
         images: Normalised, (examples, channels, height, width).
     """
-    names = [slot.layer for slot in group.consumers]
-    wanted = [slot for slot in group.consumers if patches and _inputs(model, slot) <= MAX_FEATURES]
+    names = [slot.layer for slot in now.group.consumers]
+    wanted = [slot for slot in now.group.consumers if patches and _inputs(now.model, slot) <= MAX_FEATURES]
     sums = {slot.layer: _Sums() for slot in wanted}
     units = _Sums()
     generator = torch.Generator().manual_seed(seed)
     share = MAX_ROWS / len(images)
-    first, before = group.consumers[0], original.consumers[0]
-    with recorded(model, names) as now, recorded(reference, names) as then:
+    with recorded(now.model, names) as today, recorded(then.model, names) as before:
         for batch in images.split(BATCH):
-            model(batch)
-            reference(batch)
-            pair = (_activations(now[first.layer][0], model, first), _activations(then[first.layer][0], model, before))
-            units.add(*_some(*pair, share * len(batch), generator))
+            now.model(batch)
+            then.model(batch)
+            count = share * len(batch)
+            units.add(*_some(_first(now, today), _first(then, before), count, generator))
             for slot in wanted:
-                layer = model.get_submodule(slot.layer)
-                inputs, outputs = _patches(layer, now[slot.layer][0]), _rows(then[slot.layer][1], layer)
-                sums[slot.layer].add(*_some(inputs, outputs, share * len(batch), generator))
+                layer = now.model.get_submodule(slot.layer)
+                outputs = _rows(before[slot.layer][1], layer)
+                if slot.layer in then.alive:
+                    outputs = outputs[:, then.alive[slot.layer]]
+                sums[slot.layer].add(*_some(_patches(layer, today[slot.layer][0]), outputs, count, generator))
     return units.activations(), tuple(
-        sums[slot.layer].regression(slot, _features(model, slot), model.get_submodule(slot.layer)) for slot in wanted
+        sums[slot.layer].regression(slot, _features(now.model, slot), now.model.get_submodule(slot.layer))
+        for slot in wanted
     )
 
 
+def _first(view: View, passes: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+    """Activations of the units where their first consumer reads them."""
+    slot = view.group.consumers[0]
+    return _activations(passes[slot.layer][0], view.model, slot)
+
+
 class _Sums:
-    """Running sums of rows x, z and of their products; products in single, sums in double precision."""
+    """Running sums of rows x, z and of their products; in double precision, products of wide rows in single."""
 
     def __init__(self) -> None:
         self.rows = 0
         self.totals: list[Tensor] = []
 
     def add(self, x: Tensor, z: Tensor) -> None:
+        if x.shape[1] <= DOUBLE_FEATURES:
+            x, z = x.double(), z.double()
         new = [x.sum(0), z.sum(0), x.T @ x, x.T @ z, (z * z).sum(0)]
         self.rows += len(x)
         self.totals = (
@@ -204,7 +230,8 @@ class _Sums:
 
     def regression(self, slot: Slot, features: Tensor, layer: nn.Module) -> Regression:
         weight = tensor(layer, "weight").double().flatten(1)
-        return Regression(slot.layer, features, *self.centred(), weight=weight, rows=self.rows)
+        bias = tensor(layer, "bias").double() if layer.bias is not None else torch.zeros(len(weight)).double()
+        return Regression(slot.layer, features, *self.centred(), weight=weight, bias=bias, rows=self.rows)
 
 
 def _some(x: Tensor, z: Tensor, count: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ticketlab.errors import FusionError
 from ticketlab.fusion.groups import Group
 from ticketlab.fusion.least_squares import eliminate
-from ticketlab.fusion.units import observe, view_units
+from ticketlab.fusion.units import View, observe, view_units
 from ticketlab.models.compact import LINEAR, NORMS, tensor
 
 Widths = dict[str, int]
@@ -92,7 +92,7 @@ def error_curves(model: nn.Module, groups: Sequence[Group], images: Tensor, seed
     curves = {}
     for group in groups:
         units = view_units(model, group, torch.Generator().manual_seed(seed))
-        activations, regressions = observe(model, group, model, group, images, seed)
+        activations, regressions = observe(View(model, group), View(model, group), images, seed)
         curves[group.name] = _curve(
             eliminate(replace(units, activations=activations, regressions=regressions), keep=1).errors
         )
