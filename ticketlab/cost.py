@@ -13,6 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 Shape = Sequence[int]
 
+SECONDS = 1.0
+"""Of measuring one network's latency, about."""
+ROUND_SECONDS = 0.01
+LEAST_ROUNDS = 7
+
 
 @dataclass(frozen=True)
 class Size:
@@ -54,17 +59,26 @@ def layer_macs(model: nn.Module, shape: Shape) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def latencies(models: Mapping[str, nn.Module], image: Tensor, rounds: int = 30, calls: int = 20) -> dict[str, float]:
-    """Microseconds of one call of each network on the same input; medians of interleaved rounds, as torch runs them."""
+def latencies(models: Mapping[str, nn.Module], images: Tensor) -> dict[str, float]:
+    """Microseconds of one call of each network on the same input, as torch runs it.
+
+    Medians of up to 30 interleaved rounds; slow networks get fewer, so that a comparison takes seconds.
+    """
+    slowest = 0.0
     for model in models.values():
-        model.eval()
-        for _ in range(3):
-            model(image)
+        model.eval()(images)
+        slowest = max(slowest, _call_seconds(model, images, 2))
+    calls = max(1, min(20, int(ROUND_SECONDS / slowest)))
+    rounds = max(LEAST_ROUNDS, min(30, int(SECONDS / (slowest * calls))))
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds):
         for name, model in models.items():
-            began = time.perf_counter()
-            for _ in range(calls):
-                model(image)
-            times[name].append((time.perf_counter() - began) / calls)
+            times[name].append(_call_seconds(model, images, calls))
     return {name: 1e6 * statistics.median(found) for name, found in times.items()}
+
+
+def _call_seconds(model: nn.Module, images: Tensor, calls: int) -> float:
+    began = time.perf_counter()
+    for _ in range(calls):
+        model(images)
+    return (time.perf_counter() - began) / calls

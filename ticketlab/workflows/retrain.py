@@ -32,8 +32,13 @@ def retrain(
     """Train a compact network on; takes up what was interrupted."""
     plan = source.plan
     steps = length.steps(plan.steps_per_epoch)
-    train = plan.recipe.train
-    ours = train.model_copy(
+    section = fine_tuning(plan.recipe.train, steps)
+    yield from _train(source, model, store, section, steps, model.state_dict(), settings)
+
+
+def fine_tuning(train: TrainSection, steps: int) -> TrainSection:
+    """How a fused network is trained on: no warm-up, a learning rate that falls three times."""
+    return train.model_copy(
         update={
             "lr": train.lr * FINE[train.optimizer],
             "warmup": Duration(0, "it"),
@@ -41,7 +46,6 @@ def retrain(
             "gamma": 0.3,
         }
     )
-    yield from _train(source, model, store, ours, steps, model.state_dict(), settings)
 
 
 def scratch(
