@@ -79,9 +79,13 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
     return _resolved(path, tree, places, problems, overrides)
 
 
-def parse_recipe(path: Path, tree: dict[str, Any], overrides: Sequence[str] = ()) -> RecipeFile:
-    """A recipe that stands in no file; `path` says what it is called and where its own files are."""
-    return _resolved(path, tree, {}, [], overrides)
+def parse_recipe(path: Path, tree: dict[str, Any], overrides: Sequence[str], origin: str) -> RecipeFile:
+    """A recipe that stands in no file; `path` says what it is called and where its own files are.
+
+    Args:
+        origin: What errors name instead of a place in a file.
+    """
+    return _resolved(path, tree, {(): origin}, [], overrides)
 
 
 def _resolved(

@@ -24,7 +24,7 @@ def looked_at(model, index=0, shape=SHAPE, count=200, seed=0):
     x = images(count, shape)
     group = trace(model, x[:1]).groups[index]
     units = view_units(model, group, torch.Generator().manual_seed(seed))
-    activations, regressions = observe(View(model, group), View(model, group), x, seed)
+    ((activations, regressions),) = observe(View(model, [group]), View(model, [group]), x, seed)
     return replace(units, activations=activations, regressions=regressions), group
 
 

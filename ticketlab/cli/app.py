@@ -92,7 +92,12 @@ def prune(
 
 @app.command()
 def fuse(
-    run: RunName = None,
+    run: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]", help="Name, path or unique prefix; the newest if left out. --study takes several."
+        ),
+    ] = None,
     level: Annotated[int | None, typer.Option(min=0, help="Level of the run [default: the deepest].")] = None,
     replicate: Annotated[int, typer.Option(min=1, help="Replicate of the run.")] = 1,
     weights: Annotated[Path | None, typer.Option(help="State dict trained elsewhere, instead of a run.")] = None,
@@ -144,7 +149,7 @@ def fuse(
         folder, name = fusing.data_and_name(data or [])
         machine = Machine(runs, _places(folder), "cpu", workers, threads)
         if study:
-            fusing.study(run, machine, should_stop, json, quiet)
+            render.study(fusing.study(run or [], machine, should_stop, quiet), json)
             return
         request = Request(
             select, combine, fusing.options(option or []), fusing.widths(widths), share, params, macs, latency,
@@ -152,8 +157,8 @@ def fuse(
             fusing.groups(groups), seed,
         )  # fmt: skip
         request.check()
-        given = fusing.elsewhere(weights, model, name, mean, std, run, level)
-        source = fusing.source(given, run, level, replicate, machine, overrides or (), quiet)
+        given = fusing.elsewhere(weights, model, name, mean, std, run or [], level)
+        source = fusing.source(given, run or [], level, replicate, machine, overrides or (), quiet)
         render.fusion(fusing.follow(fuse_run(source, request, machine, should_stop), quiet), json)
 
 
@@ -211,7 +216,10 @@ def runs_show(run: RunName = None, runs: RunsRoot = Path("runs"), json: Json = F
         from ticketlab.runs.store import find_run
 
         found = find_run(runs, run)
-        render.levels(found, run_levels(found), json)
+        if found.kind == "prune":
+            render.levels(found, run_levels(found), json)
+        else:
+            render.finished(found, json)
 
 
 @runs_app.command("rm")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from ticketlab.cli.render import note
 from ticketlab.data.sources import datasets
-from ticketlab.errors import FusionError, RunError
+from ticketlab.errors import FusionError
+from ticketlab.fusion_findings import method_name
 from ticketlab.runs.store import Level, find_run
 from ticketlab.workflows.fuse import Event, Fusion
 from ticketlab.workflows.run import Machine, Notice
 from ticketlab.workflows.source import Elsewhere, Source, from_run, from_weights
+from ticketlab.workflows.study import Study, study_run
+
+ROWS_PER_LINE = 25
 
 
 def data_and_name(given: Sequence[str]) -> tuple[Path | None, str | None]:
@@ -89,7 +92,7 @@ def elsewhere(
     data: str | None,
     mean: str | None,
     std: str | None,
-    run: str | None,
+    run: Sequence[str],
     level: int | None,
 ) -> Elsewhere | None:
     """What was said about weights trained elsewhere; None where a run is meant."""
@@ -99,7 +102,7 @@ def elsewhere(
         if extra:
             raise FusionError(f"{', '.join(extra)} belong to --weights FILE, which is missing")
         return None
-    if run is not None or level is not None:
+    if run or level is not None:
         raise FusionError("--weights names a network of its own: leave RUN and --level out")
     missing = [name for name in ("--model", "--data NAME") if told[name] is None]
     if missing:
@@ -109,7 +112,7 @@ def elsewhere(
 
 def source(
     given: Elsewhere | None,
-    run: str | None,
+    run: Sequence[str],
     level: int | None,
     replicate: int,
     machine: Machine,
@@ -119,9 +122,9 @@ def source(
     """The network to fuse; says which where the user did not."""
     if given is not None:
         return from_weights(given, machine.places, overrides)
-    store = find_run(machine.runs, run, None if run else "prune")
-    if store.kind != "prune":
-        raise RunError(f"{store.path} is no run of prune; name one of those, or a file with --weights")
+    if len(run) > 1:
+        raise FusionError(f"one run at a time (got {', '.join(run)}); several belong to --study")
+    store = find_run(machine.runs, run[0] if run else None, "prune")
     found = from_run(store, machine.places, level, replicate, overrides)
     if not quiet:
         note(f"source: {found.name}, replicate {replicate}")
@@ -146,9 +149,19 @@ def follow(events: Iterable[Event], quiet: bool) -> Fusion:
     return done
 
 
-def study(run: str | None, machine: Machine, should_stop: Callable[[], bool], json: bool, quiet: bool) -> None:
-    """The study, once it is there."""
-    raise FusionError("--study is not there yet")
-
-
-Record = Mapping[str, Any]
+def study(names: Sequence[str], machine: Machine, should_stop: Callable[[], bool], quiet: bool) -> Study:
+    """Work through the study of these runs, the newest one if none is named."""
+    stores = [find_run(machine.runs, name) for name in names] or [find_run(machine.runs, None, "prune")]
+    count = 0
+    for event in study_run(stores, machine, should_stop):
+        if isinstance(event, Study):
+            return event
+        if isinstance(event, Notice):
+            note(event.text)
+            continue
+        count += 1
+        if not quiet and count % ROWS_PER_LINE == 0:
+            accuracy = f"{100 * event['accuracy']:.2f} of {100 * event['source_accuracy']:.2f} %"
+            cell = f"replicate {event['replicate']} level {event['level']}: {method_name(event)}"
+            note(f"{count} networks; {cell}, {event['params']:,} parameters: {accuracy}")
+    raise AssertionError("a study ends with its record")

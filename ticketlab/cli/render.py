@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ticketlab.workflows.doctor import Finding
     from ticketlab.workflows.fuse import Fusion
     from ticketlab.workflows.plan import Plan
+    from ticketlab.workflows.study import Study
 
 LEVEL_COLUMNS = (
     "level", "density\n%", "sparsity\n%", "test\naccuracy %", "n", "minus\ndense %", "at\nend %", "early\nstop",
@@ -159,6 +160,21 @@ def plan(plan: Plan, runs: Path, json: bool) -> None:
     )
 
 
+def finished(store: RunStore, json: bool) -> None:
+    """What a fusion or a study found, from its record."""
+    from ticketlab.workflows.fuse import RESULT as FUSED
+    from ticketlab.workflows.fuse import Fusion
+    from ticketlab.workflows.study import RESULT as STUDIED
+    from ticketlab.workflows.study import Study
+
+    if store.has_result(FUSED):
+        fusion(Fusion(store, store.read_result(FUSED)), json)
+    elif store.has_result(STUDIED):
+        study(Study(store, store.read_result(STUDIED)), json)
+    else:
+        raise TicketlabError(f"{store.path} is not finished; the same command goes on with it")
+
+
 def fusion(done: Fusion, json: bool) -> None:
     """What a network was before and after fusing."""
     record = done.record
@@ -183,6 +199,26 @@ def fusion(done: Fusion, json: bool) -> None:
     changed = {name: width for name, width in record["groups"].items() if name in record["widths"]}
     result("widths: " + ", ".join(f"{name} {record['widths'][name]}" for name in changed))
     note(f"run: {done.store.path}   network: {done.store.path}/fused.safetensors")
+
+
+def study(done: Study, json: bool) -> None:
+    """What a study found."""
+    record = done.record
+    if json:
+        result(record)
+        return
+    for run, methods in record["smallest_within_one_point"].items():
+        levels_of = list(next(iter(methods.values())))
+        title = f"{run}: parameters of the smallest network within one point, by the source's level"
+        table = _table(title, ["method", *(f"level {level}" for level in levels_of)])
+        for name, found in methods.items():
+            table.add_row(name, *(f"{size:,}" if size else "–" for size in found.values()))
+        _print(table)
+    verdicts = _table("hypotheses, written down beforehand", ["", "hypothesis", "measured", "verdict"])
+    for finding in record["findings"]:
+        verdicts.add_row(*(finding[key] for key in ("hypothesis", "claim", "measured", "verdict")))
+    _print(verdicts)
+    note(f"{record['cells']} networks: {done.store.path}/cells.csv, figures beside it")
 
 
 def recipes(paths: Sequence[Path], root: Path, json: bool) -> None:

@@ -70,8 +70,8 @@ def fuse(
         # weights are the reference's, as the data-free methods were published; activations are today's
         units = view_units(reference, original, torch.Generator().manual_seed(derive_seed(seed, group.name)))
         if method.needs() and images is not None:
-            today, before = View(small, group), View(reference, original, alive)
-            activations, regressions = observe(today, before, images, seed, patches="patches" in method.needs())
+            today, before = View(small, [group]), View(reference, [original], alive)
+            ((activations, regressions),) = observe(today, before, images, seed, "patches" in method.needs())
             units = replace(units, activations=activations, regressions=regressions)
         chosen = selectors.find(method.select)(units, keep)
         plan = combiners.find(method.combine)(units, chosen, **method.options)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from ticketlab.fusion.groups import Group, Slot
 from ticketlab.models.compact import LINEAR, set_tensor_, tensor
 
-BATCH = 512  # images
+BATCH = 128  # images; activations of larger ones leave the caches
 MAX_ROWS = 60_000
 """Patches of one consumer; a random choice of positions where the images have more."""
 DOUBLE_FEATURES = 2_048
@@ -153,53 +153,72 @@ def recorded(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, tupl
 
 @dataclass(frozen=True)
 class View:
-    """A network, a group's places in it, and which outputs of each layer another network still has."""
+    """A network, the groups that are looked at, and which outputs of each layer another network still has."""
 
     model: nn.Module
-    group: Group
+    groups: Sequence[Group]
     alive: Mapping[str, Tensor] = field(default_factory=dict)
     """Layer → its outputs that are left; layers with all of them need no entry."""
 
 
+Observation = tuple[Activations, tuple[Regression, ...]]
+
+
 @torch.inference_mode()
-def observe(
-    now: View, then: View, images: Tensor, seed: int, patches: bool = True
-) -> tuple[Activations, tuple[Regression, ...]]:
-    """Moments of a group's units over images; regressions only if `patches` and where they are small enough.
+def observe(now: View, then: View, images: Tensor, seed: int, patches: bool = True) -> list[Observation]:
+    """Moments of each group's units over images; regressions only if `patches` and where they are small enough.
 
     Args:
-        now: The network as fused so far, all units of the group still present.
-        then: The network before fusing, with the outputs that are left by now.
+        now: The network as fused so far, all units of its groups still present.
+        then: The network before fusing and the same groups in it, with the outputs that are left by now.
         images: Normalised, (examples, channels, height, width).
     """
-    names = [slot.layer for slot in now.group.consumers]
-    wanted = [slot for slot in now.group.consumers if patches and _inputs(now.model, slot) <= MAX_FEATURES]
-    sums = {slot.layer: _Sums() for slot in wanted}
-    units = _Sums()
+    looks = [
+        _Look(now, then, group, original, patches) for group, original in zip(now.groups, then.groups, strict=True)
+    ]
+    layers = list(dict.fromkeys(slot.layer for group in now.groups for slot in group.consumers))
     generator = torch.Generator().manual_seed(seed)
-    share = MAX_ROWS / len(images)
-    with recorded(now.model, names) as today, recorded(then.model, names) as before:
+    with recorded(now.model, layers) as today, recorded(then.model, layers) as before:
         for batch in images.split(BATCH):
             now.model(batch)
-            then.model(batch)
-            count = share * len(batch)
-            units.add(*_some(_first(now, today), _first(then, before), count, generator))
-            for slot in wanted:
-                layer = now.model.get_submodule(slot.layer)
-                outputs = _rows(before[slot.layer][1], layer)
-                if slot.layer in then.alive:
-                    outputs = outputs[:, then.alive[slot.layer]]
-                sums[slot.layer].add(*_some(_patches(layer, today[slot.layer][0]), outputs, count, generator))
-    return units.activations(), tuple(
-        sums[slot.layer].regression(slot, _features(now.model, slot), now.model.get_submodule(slot.layer))
-        for slot in wanted
-    )
+            if then.model is not now.model:
+                then.model(batch)
+            for look in looks:
+                look.add(today, before, MAX_ROWS * len(batch) / len(images), generator)
+    return [look.result() for look in looks]
 
 
-def _first(view: View, passes: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
-    """Activations of the units where their first consumer reads them."""
-    slot = view.group.consumers[0]
-    return _activations(passes[slot.layer][0], view.model, slot)
+Passes = Mapping[str, tuple[Tensor, Tensor]]
+
+
+class _Look:
+    """The running sums of one group."""
+
+    def __init__(self, now: View, then: View, group: Group, original: Group, patches: bool) -> None:
+        self.now, self.then, self.group, self.original = now, then, group, original
+        self.units = _Sums()
+        self.slots = [slot for slot in group.consumers if patches and _inputs(now.model, slot) <= MAX_FEATURES]
+        self.consumers = [_Sums() for _ in self.slots]
+
+    def add(self, today: Passes, before: Passes, count: float, generator: torch.Generator) -> None:
+        """Take in what the layers saw and gave in one pass of each network, `count` rows of each."""
+        first, old = self.group.consumers[0], self.original.consumers[0]
+        ours = _activations(today[first.layer][0], self.now.model, first)
+        self.units.add(*_some(ours, _activations(before[old.layer][0], self.then.model, old), count, generator))
+        for slot, sums in zip(self.slots, self.consumers, strict=True):
+            layer = self.now.model.get_submodule(slot.layer)
+            outputs = _rows(before[slot.layer][1], layer)
+            if slot.layer in self.then.alive:
+                outputs = outputs[:, self.then.alive[slot.layer]]
+            sums.add(*_some(_patches(layer, today[slot.layer][0]), outputs, count, generator))
+
+    def result(self) -> Observation:
+        """The moments."""
+        found = []
+        for slot, sums in zip(self.slots, self.consumers, strict=True):
+            layer = self.now.model.get_submodule(slot.layer)
+            found.append(sums.regression(slot, _features(self.now.model, slot), layer))
+        return self.units.activations(), tuple(found)
 
 
 class _Sums:

@@ -90,9 +90,9 @@ def error_curves(model: nn.Module, groups: Sequence[Group], images: Tensor, seed
     as it is. The error with no unit is 1.
     """
     curves = {}
-    for group in groups:
+    view = View(model, groups)
+    for group, (activations, regressions) in zip(groups, observe(view, view, images, seed), strict=True):
         units = view_units(model, group, torch.Generator().manual_seed(seed))
-        activations, regressions = observe(View(model, group), View(model, group), images, seed)
         curves[group.name] = _curve(
             eliminate(replace(units, activations=activations, regressions=regressions), keep=1).errors
         )

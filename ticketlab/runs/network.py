@@ -48,11 +48,8 @@ def read_foreign_state(path: Path) -> dict[str, Tensor]:
         raise RunError(f"{path}: no such file") from error
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path}: cannot be read as safetensors ({error})") from error
-    except Exception as error:  # torch raises whatever its unpickler met
-        first = str(error).partition("\n")[0]
-        raise RunError(
-            f"{path}: holds more than tensors, or is no torch file ({first}); save its state dict"
-        ) from error
+    except Exception as error:  # torch raises whatever its unpickler met, and advises to run what is in the file
+        raise RunError(f"{path}: not a torch file of tensors alone; save the network's state dict") from error
     while isinstance(content, dict) and not _is_state(content):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)
         if inner is None:

@@ -143,6 +143,10 @@ class RunStore:
         """Keep a result."""
         write_json(self.path / name, result)
 
+    def write_file(self, name: str, content: bytes) -> None:
+        """Keep a file, such as a figure."""
+        write_bytes(self.path / name, content)
+
     def write_map(self, unit_map: Mapping[str, Tensor]) -> None:
         """Keep which old units each new one stands in for."""
         write_tensors(self.path / "map.safetensors", unit_map, {})
@@ -278,7 +282,7 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
 
     Raises RunError that lists the choices.
     """
-    runs = [run for run in list_runs(root) if kind is None or run.kind == kind]
+    runs = [run for run in list_runs(root) if kind is None or _is_kind(run, kind)]
     if name is None:
         if not runs:
             raise RunError(f"no runs in {root}; make one with: ticketlab prune recipes/lenet_mnist.yaml")
@@ -293,6 +297,14 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
         raise RunError(f"'{name}' fits several runs: {', '.join(run.name for run in matching)}")
     known = [run.name for run in runs]
     raise RunError(f"no run '{name}' in {root}" + (did_you_mean(name, known) if known else ""))
+
+
+def _is_kind(run: RunStore, kind: str) -> bool:
+    """Whether a run is of a kind; a damaged one is of none, and hides no other."""
+    try:
+        return run.kind == kind
+    except RunError:
+        return False
 
 
 def remove_run(run: RunStore) -> None:

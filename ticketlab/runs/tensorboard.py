@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -98,3 +101,13 @@ def write_fusion(folder: Path, record: Mapping[str, Any]) -> None:
             writer.add_scalar(f"fusion_accuracy/{stage['stage']}", stage["test_accuracy"], index)
         rows = [f"| {name} | {record['widths'][name]} |" for name in record["widths"]]
         writer.add_text("widths", "\n".join(["| layer | units |", "|---|---|", *rows]))
+
+
+def write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> None:
+    """Figures, as PNG, under their names."""
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    with SummaryWriter(str(folder)) as writer:
+        for name, content in pictures.items():
+            pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+            writer.add_image(name, pixels, dataformats="HWC")

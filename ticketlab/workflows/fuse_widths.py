@@ -26,7 +26,7 @@ from ticketlab.workflows.source import Source
 
 CALIBRATION = 16_384
 """Images that a method looks at, at most."""
-CALIBRATION_WORK = 4e10
+CALIBRATION_WORK = 1e10
 """Multiply-accumulates of one look at all of them; deeper networks get fewer images."""
 LEAST_CALIBRATION = 1_024
 TRIES = 8

@@ -100,14 +100,16 @@ class Elsewhere:
 
 def from_weights(given: Elsewhere, places: Places, overrides: Sequence[str]) -> Source:
     """A network of a known model, or of the user's model file, with weights from a file."""
+    state = read_foreign_state(given.weights)
     file = _recipe(given, overrides)
     file, data = load_data(file, places)
+    held_out = min(file.recipe.data.validation, len(data.dataset.train_labels) // 10)
+    file = file.with_recipe(file.recipe.with_data(data.dataset.name, held_out))
     mean, std = given.mean or data.dataset.mean, given.std or data.dataset.std
     channels = data.dataset.input_shape[0]
     if len(mean) != channels or len(std) != channels or min(std) <= 0:
         raise RunError(f"--mean, --std: {given.data} has {channels} channels; give one number for each, std above 0")
     plan = make_plan(file, Data(replace(data.dataset, mean=mean, std=std), data.stand_in_for, data.reason))
-    state = read_foreign_state(given.weights)
     model = plan.build(0)
     notices = _load_(model, state, given.weights)
     facts = {"weights": str(given.weights), "digest": digest(model.state_dict())}
@@ -121,7 +123,7 @@ def _recipe(given: Elsewhere, overrides: Sequence[str]) -> RecipeFile:
     if colon and file.endswith(".py"):
         model = {"name": function, "file": str(Path(file).resolve())}
     tree = {"model": model, "data": {"name": given.data}, "train": {"steps": "10ep", "batch_size": 128, "lr": 1e-3}}
-    return parse_recipe(Path.cwd() / f"{given.weights.stem}.yaml", tree, overrides)
+    return parse_recipe(Path.cwd() / f"{given.weights.stem}.yaml", tree, overrides, f"--weights {given.weights}")
 
 
 def _load_(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> list[str]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,10 +24,20 @@ from ticketlab.cost import latencies, size
 from ticketlab.data.batches import normalise, shuffled_batches
 from ticketlab.errors import Interrupted, RunError
 from ticketlab.fusion.widths import Widths, error_curves, uniform, within
+from ticketlab.fusion_findings import (
+    findings,
+    levels,
+    lost_per_halving,
+    method_name,
+    of_run,
+    points,
+    runs,
+    smallest_within,
+)
 from ticketlab.pruning.masks import full_mask
 from ticketlab.recipe import TrainSection
 from ticketlab.runs.manifest import environment, now
-from ticketlab.runs.rows import append_row, read_rows
+from ticketlab.runs.rows import append_row, read_rows, write_csv
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.training.distil import distil_steps
@@ -40,6 +50,7 @@ from ticketlab.workflows.run import Machine, Notice, outcome
 from ticketlab.workflows.source import Source, from_run
 from ticketlab.workflows.workers import run_replicates
 
+RESULT = "study.json"
 SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.98)
 """Levels nearest to these are fused."""
 SHARES = (0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
@@ -92,10 +103,10 @@ CONVOLUTIONAL = [
 CONVOLUTIONAL_SHARES = (0.75, 0.5, 0.25)
 
 
-def cells(run: str, replicate: int, levels: Sequence[int], trained: Sequence[int], is_linear: bool) -> list[Cell]:
+def cells(run: str, replicate: int, fused: Sequence[int], trained: Sequence[int], is_linear: bool) -> list[Cell]:
     """The grid of one replicate; `trained` are the levels whose fused networks are trained on, too."""
     made: list[Cell] = []
-    for level in levels:
+    for level in fused:
         cell = partial(Cell, run, replicate, level)
         if not is_linear:
             made += [cell(*method, share) for method in CONVOLUTIONAL for share in CONVOLUTIONAL_SHARES]
@@ -127,10 +138,10 @@ def cells(run: str, replicate: int, levels: Sequence[int], trained: Sequence[int
 
 @dataclass(frozen=True)
 class Study:
-    """A finished study and its rows."""
+    """A finished study; `record` is what `--json` prints."""
 
     store: RunStore
-    rows: list[dict[str, Any]]
+    record: dict[str, Any]
 
 
 def study_run(
@@ -159,7 +170,8 @@ def study_run(
             for event in events:
                 yield event if isinstance(event, dict) else Notice(str(event))
             rows = [row for replicate in replicates for row in read_rows(_file(study, replicate))]
-    yield Study(study, rows)
+            record = publish(study, stores[0], machine, rows)
+    yield Study(study, record)
 
 
 def _replicate(
@@ -172,11 +184,11 @@ def _replicate(
     for store in map(RunStore, runs):
         if replicate not in store.replicates():
             continue
-        levels = nearest(store, replicate, SPARSITIES)
+        fused = nearest(store, replicate, SPARSITIES)
         dense = from_run(store, machine.places, 0, replicate, ())
         is_linear = not any(isinstance(layer, nn.Conv2d) for layer in dense.model.modules())
-        grid = cells(store.name, replicate, levels, nearest(store, replicate, TRAINED_SPARSITIES), is_linear)
-        for level in levels:
+        grid = cells(store.name, replicate, fused, nearest(store, replicate, TRAINED_SPARSITIES), is_linear)
+        for level in fused:
             todo = [cell for cell in grid if cell.level == level and cell.key() not in done]
             if not todo:
                 continue
@@ -189,10 +201,51 @@ def _replicate(
                 yield row
 
 
+def publish(study: RunStore, first: RunStore, machine: Machine, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write table, figures and verdicts beside the rows; returns the record."""
+    from ticketlab import figures
+    from ticketlab.runs.tensorboard import write_pictures
+
+    grid = of_run(rows, first.name)
+    bench = Bench(from_run(first, machine.places, 0, 1, ()))
+    chosen = bench.widths(Cell(first.name, 1, 0, *LEAST_SQUARES, 0.25, "curves"))
+    halving = {
+        name: lost_per_halving(points([row for row in grid if method_name(row) == name and not row["epochs"]]))
+        for name in dict.fromkeys(method_name(row) for row in grid if not row["epochs"])
+    }
+    drawn = {
+        "accuracy_against_size": figures.accuracy_against_size(grid),
+        "error_curves": figures.error_curves({n: c.tolist() for n, c in bench.curves.items()}, chosen),
+        "points_lost": figures.bars(halving, "points lost, mean over sizes (logarithmic)"),
+    }
+    pictures = {name: figures.encode(figure) for name, figure in drawn.items()}
+    for name, picture in pictures.items():
+        for kind, content in picture.items():
+            study.write_file(f"{name}.{kind}", content)
+    write_csv(study.path / "cells.csv", [{k: v for k, v in row.items() if k != "key"} for row in rows])
+    write_pictures(study.path, {name: picture["png"] for name, picture in pictures.items()})
+    record = {
+        "run": str(study.path),
+        "sources": runs(rows),
+        "cells": len(rows),
+        "findings": [asdict(finding) for finding in findings(rows)],
+        "smallest_within_one_point": {run: smallest_within(of_run(rows, run)) for run in runs(rows)},
+        "points_lost": halving,
+        "sparsity": {level: _mean_sparsity(grid, level) for level in levels(grid)},
+    }
+    study.write_result(RESULT, record)
+    return record
+
+
+def _mean_sparsity(rows: Sequence[Mapping[str, Any]], level: int) -> float:
+    same = [row["sparsity"] for row in rows if row["level"] == level]
+    return round(sum(same) / len(same), 4)
+
+
 def nearest(store: RunStore, replicate: int, sparsities: Sequence[float]) -> list[int]:
     """The finished levels nearest to these sparsities."""
-    levels = store.levels(replicate)
-    found = {min(levels, key=lambda level: abs(1 - level.density - s)).level for s in sparsities}
+    finished = store.levels(replicate)
+    found = {min(finished, key=lambda level: abs(1 - level.density - s)).level for s in sparsities}
     return sorted(found)
 
 

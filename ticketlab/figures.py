@@ -1,0 +1,111 @@
+"""Figures from finished runs, as bytes; colours for colour-blind readers, lines labelled where they end."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ticketlab.fusion_findings import Rows, levels, method_name, points
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+"""Okabe & Ito's palette."""
+SHOWN = (
+    "greedy + least squares, curves, refit, distilled", "greedy + least squares, curves, refit",
+    "greedy + least squares, curves", "greedy + least squares", "l1 + fold", "in out + neuron merging", "l1 + drop",
+)  # fmt: skip
+
+
+def encode(figure: Figure) -> dict[str, bytes]:
+    """A figure as PNG and SVG."""
+    FigureCanvasAgg(figure)
+    found = {}
+    for kind in ("png", "svg"):
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, dpi=150, bbox_inches="tight")
+        found[kind] = content.getvalue()
+    return found
+
+
+def accuracy_against_size(rows: Rows) -> Figure:
+    """Small multiples: columns by the source's sparsity, rows by epochs of retraining; accuracy against parameters."""
+    columns = levels(rows)
+    epochs = [e for e in (0, 1) if any(row["epochs"] == e for row in rows)]
+    figure = Figure(figsize=(4.2 * len(columns) + 1.5, 3.6 * len(epochs)))
+    axes = figure.subplots(len(epochs), len(columns), sharex=True, sharey=True, squeeze=False)
+    for across, level in enumerate(columns):
+        for down, epoch in enumerate(epochs):
+            same = [row for row in rows if row["level"] == level]
+            _panel(axes[down][across], same, rows, epoch, is_last=across == len(columns) - 1)
+        sparsity = 100 * sum(row["sparsity"] for row in same) / len(same)
+        axes[0][across].set_title(f"source {sparsity:.1f} % sparse", fontsize=10)
+        axes[-1][across].set_xlabel("parameters")
+    for down, epoch in enumerate(epochs):
+        axes[down][0].set_ylabel(f"test accuracy %, {epoch or 'no'} epoch{'s' * (epoch != 1)} after")
+    return figure
+
+
+def _panel(axes: Axes, same: Rows, rows: Rows, epoch: int, is_last: bool) -> None:
+    """One source, one amount of retraining."""
+    source = 100 * sum(row["source_accuracy"] for row in same) / len(same)
+    axes.axhline(source, color="black", linewidth=0.8, linestyle="--")
+    nonzeros = sum(row["source_nonzeros"] for row in same) / len(same)
+    axes.plot(nonzeros, source, marker="*", color="black", markersize=10, linestyle="none")
+    for colour, name in zip(COLOURS, SHOWN, strict=False):
+        chosen = [row for row in same if method_name(row) == name and row["epochs"] == epoch]
+        _line(axes, chosen, colour, name, is_last)
+    scratch = [row for row in rows if row["combine"] == "scratch" and row["epochs"] == epoch]
+    _line(axes, [row for row in scratch if row["allocation"] == "uniform"], "#7F7F7F", "from scratch", is_last)
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=max(0.0, source - 45), top=source + 3)
+    axes.grid(alpha=0.25)
+
+
+def _line(axes: Axes, rows: Rows, colour: str, name: str, is_labelled: bool) -> None:
+    """Mean over replicates with a band from the smallest to the largest."""
+    found = points(rows)
+    if not found:
+        return
+    shares = {point.share: [100 * r["accuracy"] for r in rows if r["share"] == point.share] for point in found}
+    sizes = [point.params for point in found]
+    axes.plot(sizes, [point.accuracy.mean for point in found], color=colour, marker=".", linewidth=1.3)
+    low, high = ([f(shares[point.share]) for point in found] for f in (min, max))
+    axes.fill_between(sizes, low, high, color=colour, alpha=0.15, linewidth=0)
+    if is_labelled:
+        axes.annotate(name, (sizes[0], found[0].accuracy.mean), color=colour, fontsize=7,
+                      xytext=(4, -8), textcoords="offset points")  # fmt: skip
+
+
+def error_curves(curves: Mapping[str, Sequence[float]], widths: Mapping[str, int]) -> Figure:
+    """Relative error of each group's consumers against the units that are left; chosen widths are marked."""
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
+    for index, (name, curve) in enumerate(curves.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        units = len(curve) - 1
+        axes.plot([100 * k / units for k in range(1, units + 1)], [max(e, 1e-6) for e in curve[1:]], color=colour)
+        chosen = widths.get(name)
+        if chosen:
+            axes.plot(100 * chosen / units, max(curve[chosen], 1e-6), marker="o", color=colour, linestyle="none")
+        axes.annotate(f"{name}: {chosen or units} of {units}", (2, max(curve[max(1, units // 50)], 1e-6)),
+                      color=colour, fontsize=8)  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_xlabel("units left, %")
+    axes.set_ylabel("relative squared error of the next layer")
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def bars(values: Mapping[str, float], label: str) -> Figure:
+    """Horizontal bars, the smallest on top."""
+    ordered = dict(sorted(values.items(), key=lambda item: -item[1]))
+    figure = Figure(figsize=(7, 0.28 * len(ordered) + 1))
+    axes = figure.subplots()
+    drawn = axes.barh(list(ordered), list(ordered.values()), color=COLOURS[0])
+    axes.bar_label(drawn, fmt="%.1f", fontsize=7, padding=2)
+    axes.set_xlabel(label)
+    axes.tick_params(axis="y", labelsize=8)
+    return figure
