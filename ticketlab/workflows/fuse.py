@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ticketlab.cost import latencies, size
-from ticketlab.errors import Interrupted
 from ticketlab.fusion.exact import fold_norms
 from ticketlab.fusion.widths import error_curves
 from ticketlab.models.compact import layer_widths, rebuild
@@ -22,10 +21,9 @@ from ticketlab.runs.manifest import environment, now
 from ticketlab.runs.network import read_network, write_network
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.steps import parse_duration
-from ticketlab.training.distil import BATCH, distil_steps, steps_in
 from ticketlab.training.loop import evaluate
-from ticketlab.workflows.fuse_request import Request, seconds_of
-from ticketlab.workflows.fuse_widths import Workbench, choose_widths, fuse_to, needs_curves, prepare
+from ticketlab.workflows.fuse_request import Request
+from ticketlab.workflows.fuse_widths import Stop, Workbench, choose_widths, distil_, fuse_to, needs_curves, prepare
 from ticketlab.workflows.retrain import retrain, scratch
 from ticketlab.workflows.run import Machine, Notice, outcome, stand_in_notice
 from ticketlab.workflows.source import Source
@@ -56,7 +54,6 @@ class Made:
 
 
 Event = Notice | Progress | Level | Fusion
-Stop = Callable[[], bool]
 
 
 def fuse_run(source: Source, request: Request, machine: Machine, should_stop: Stop = lambda: False) -> Iterator[Event]:
@@ -120,9 +117,7 @@ def _label_free(bench: Workbench, request: Request, should_stop: Stop) -> Genera
     if not request.exact:
         if needs_curves(request):
             curves = error_curves(bench.model, bench.groups, bench.images, request.seed)
-        for tried in choose_widths(bench, request, curves):
-            if should_stop():
-                raise Interrupted("stopped; the same command starts the fusion again")
+        for tried in choose_widths(bench, request, curves, should_stop):
             if isinstance(tried, str):
                 yield Notice(tried)
             else:
@@ -136,25 +131,11 @@ def _label_free(bench: Workbench, request: Request, should_stop: Stop) -> Genera
     if request.distil is not None:
         model = deepcopy(model)
         began = time.perf_counter()
-        steps = _distil(model, bench.source, request, should_stop)
+        steps = distil_(model, bench.source, request, should_stop)
         took = round(time.perf_counter() - began, 3)
         stages.append({"stage": "distilled", **accuracies(model, bench.source), "steps": steps, "seconds": took})
     facts = {"refit": refitted, "groups": widths, "stages": stages, "error_curves": _plain_curves(curves)}
     return Made(model, facts, unit_map)
-
-
-def _distil(model: nn.Module, source: Source, request: Request, should_stop: Stop) -> int:
-    """Distil for the time asked; returns the steps, which repeat the result anywhere."""
-    train, text = source.plan.splits.train, str(request.distil)
-    seconds = seconds_of(text)
-    if seconds is None:
-        steps = parse_duration(text).steps(-(-len(train) // BATCH))
-    else:
-        steps = steps_in(seconds, model, source.model, train)
-    for _ in distil_steps(model, source.model, train, steps, request.seed):
-        if should_stop():
-            raise Interrupted("stopped; the same command starts the fusion again")
-    return steps
 
 
 def accuracies(model: nn.Module, source: Source) -> dict[str, float]:

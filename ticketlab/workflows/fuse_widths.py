@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ticketlab.cost import latencies, layer_macs
 from ticketlab.data.batches import normalise, permutation
-from ticketlab.errors import FusionError
+from ticketlab.errors import FusionError, Interrupted
 from ticketlab.fusion.exact import Reduced, reduce_exactly
 from ticketlab.fusion.fuse import Fused, Method, fuse
 from ticketlab.fusion.groups import Group, keep_units_, named_groups, prove
@@ -20,8 +20,10 @@ from ticketlab.fusion.trace import Trace, trace
 from ticketlab.fusion.widths import Costs, Widths, cost_model, uniform, within
 from ticketlab.registry import did_you_mean
 from ticketlab.seeds import derive_seed
+from ticketlab.steps import parse_duration
+from ticketlab.training.distil import BATCH, distil_steps, steps_in
 from ticketlab.training.loop import evaluate
-from ticketlab.workflows.fuse_request import Request
+from ticketlab.workflows.fuse_request import Request, seconds_of
 from ticketlab.workflows.source import Source
 
 CALIBRATION = 16_384
@@ -29,8 +31,14 @@ CALIBRATION = 16_384
 CALIBRATION_WORK = 1e10
 """Multiply-accumulates of one look at all of them; deeper networks get fewer images."""
 LEAST_CALIBRATION = 1_024
+POINTS = 0.5
+"""Of validation accuracy that may be lost where nothing else is asked."""
+STOPPED = "stopped; the same command starts the fusion again"
 TRIES = 8
 """Networks that are tried to find the smallest one that is good enough."""
+
+
+Stop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,20 @@ def fuse_to(bench: Workbench, request: Request, widths: Widths) -> tuple[Fused, 
     return fused, refit_(fused.model, bench.model, bench.images, macs)
 
 
+def distil_(model: nn.Module, source: Source, request: Request, should_stop: Stop) -> int:
+    """Train towards the source's answers for the time asked; returns the steps, which repeat the result anywhere."""
+    train, text = source.plan.splits.train, str(request.distil)
+    seconds = seconds_of(text)
+    if seconds is None:
+        steps = parse_duration(text).steps(-(-len(train) // BATCH))
+    else:
+        steps = steps_in(seconds, model, source.model, train)
+    for _ in distil_steps(model, source.model, train, steps, request.seed):
+        if should_stop():
+            raise Interrupted(STOPPED)
+    return steps
+
+
 # --- how many
 
 
@@ -119,8 +141,13 @@ def needs_curves(request: Request) -> bool:
     return request.widths is None and request.share is None and request.allocation == "curves"
 
 
-def choose_widths(bench: Workbench, request: Request, curves: Mapping[str, Tensor]) -> Iterator[str | Widths]:
-    """Widths as asked; yields what was tried as text, and at the end the widths."""
+def choose_widths(
+    bench: Workbench, request: Request, curves: Mapping[str, Tensor], should_stop: Stop = lambda: False
+) -> Iterator[str | Widths]:
+    """Widths as asked; yields what was tried as text, and at the end the widths.
+
+    Raises Interrupted when asked to stop.
+    """
     if bench.asked is not None:
         yield bench.asked
     elif request.share is not None:
@@ -132,7 +159,7 @@ def choose_widths(bench: Workbench, request: Request, curves: Mapping[str, Tenso
     elif request.latency is not None:
         yield from _fast_enough(bench, request, curves, request.latency)
     else:
-        yield from _good_enough(bench, request, curves, 0.5 if request.keep_accuracy is None else request.keep_accuracy)
+        yield from _good_enough(bench, request, curves, should_stop)
 
 
 def _rounded(widths: Widths, groups: Sequence[Group], to: int) -> Widths:
@@ -174,20 +201,23 @@ def _fast_enough(
 
 
 def _good_enough(
-    bench: Workbench, request: Request, curves: Mapping[str, Tensor], points: float
+    bench: Workbench, request: Request, curves: Mapping[str, Tensor], should_stop: Stop
 ) -> Iterator[str | Widths]:
-    """The smallest network that loses at most some points of validation accuracy."""
+    """The smallest network that loses at most some points of validation accuracy; distilled first, if that is asked."""
+    points = POINTS if request.keep_accuracy is None else request.keep_accuracy
     validation = bench.source.plan.splits.validation
     before = evaluate(bench.model, validation)[1]
     bench.model.eval()
 
     def fits(widths: Widths) -> tuple[bool, str]:
+        if should_stop():
+            raise Interrupted(STOPPED)
         model = fuse_to(bench, request, widths)[0].model
+        if request.distil is not None:
+            distil_(model, bench.source, request, should_stop)
         accuracy = evaluate(model, validation)[1]
-        return (
-            accuracy >= before - points / 100,
-            f"validation {100 * accuracy:.2f} % ({100 * (accuracy - before):+.2f})",
-        )
+        lost = f"validation {100 * accuracy:.2f} % ({100 * (accuracy - before):+.2f})"
+        return accuracy >= before - points / 100, lost
 
     yield from _search(bench, request, curves, fits, largest=False)
 
