@@ -9,10 +9,11 @@ import torch
 from networks import SHAPE, Branches, Depthwise, Padded, Preactivated, chain, images, linear, relative, shaken
 from torch import nn
 
+from ticketlab.errors import FusionError
 from ticketlab.fusion.combine import combiners
 from ticketlab.fusion.fuse import Method, fuse
 from ticketlab.fusion.groups import keep_units_, named_groups
-from ticketlab.fusion.least_squares import eliminate, refit, relative_error
+from ticketlab.fusion.least_squares import eliminate, refit
 from ticketlab.fusion.select import selectors
 from ticketlab.fusion.trace import trace
 from ticketlab.fusion.units import View, apply_, observe, view_units
@@ -36,7 +37,8 @@ def network(seed=0):
 def hand(rows, columns, biases=None):
     """Units with these rows and columns."""
     model = chain(nn.Flatten(), linear(rows, biases), nn.ReLU(), linear(columns))
-    group = named_groups(model, [{"producers": ["1"], "consumers": ["3"]}])[0]
+    x = torch.zeros(1, 1, 1, len(rows[0]))
+    group = named_groups(model, [{"producers": ["1"], "consumers": ["3"]}], x)[0]
     return view_units(model, replace(group, operations=frozenset({"relu"})), torch.Generator().manual_seed(0))
 
 
@@ -80,11 +82,13 @@ def test_weights_edited_at_full_width_compute_what_the_compact_network_does(name
     assert relative(wide, model(x).detach()) <= 1e-5
 
 
-@pytest.mark.parametrize("name", [n for n in combiners if n not in ("drop", "mean_bias", "least_squares")])
+MERGING = [name for name in combiners if name not in ("drop", "mean_bias", "least_squares", "optimal_transport")]
+"""Optimal transport's uniform plan mixes units that are not equal when distances tie."""
+
+
+@pytest.mark.parametrize("name", MERGING)
 def test_equal_units_become_one_without_loss(name):
     """Two copies of each of three units: any method that merges finds them."""
-    if name == "optimal_transport":
-        pytest.skip("its uniform plan mixes units that are not equal when distances tie")
     torch.manual_seed(0)
     rows, columns = torch.randn(3, 4).repeat(2, 1), torch.randn(2, 3).repeat(1, 2)
     model = chain(nn.Flatten(), linear(rows), nn.ReLU(), linear(columns))
@@ -182,11 +186,87 @@ def test_elimination_treats_the_taps_of_a_unit_as_one():
     pair = found.order.tolist()
     regression = units.regressions[0]
     errors = {
-        others: relative_error([regression], torch.tensor([u for u in range(50) if u not in others]))
+        others: share_lost(regression, torch.tensor([u for u in range(50) if u not in others]))
         for others in itertools.islice(itertools.combinations(range(50), 2), 60)
     }
-    chosen = relative_error([regression], torch.tensor([u for u in range(50) if u not in pair]))
+    chosen = share_lost(regression, torch.tensor([u for u in range(50) if u not in pair]))
     assert chosen <= min(errors.values()) * 1.05 + 1e-6
+
+
+def share_lost(regression, kept):
+    """Share of a consumer's variance that its refitted weights leave unexplained."""
+    weight, _ = refit(regression, kept)
+    explained = 2 * (weight * regression.cov_cross.T).sum() - (weight * (weight @ regression.cov_in)).sum()
+    return float(1 - explained / regression.var_out.sum())
+
+
+class TwoReaders(nn.Module):
+    """Two consumers that see the same units through different operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.one, self.other = nn.Linear(64, 12), nn.Linear(12, 5), nn.Linear(12, 5)
+        self.output = nn.Linear(10, 3)
+
+    def forward(self, x):
+        x = self.fc1(x.flatten(1))
+        return self.output(torch.cat((self.one(torch.relu(x)), self.other(torch.sigmoid(-3 * x))), 1))
+
+
+def test_each_consumer_is_served_with_what_it_sees_itself():
+    torch.manual_seed(0)
+    model = TwoReaders().eval()
+    units, group = looked_at(model)
+    x = images(200)
+    before = model(x).mean(0).detach()
+    apply_(model, group, combiners.find("mean_bias")(units, torch.arange(6)))
+    assert torch.allclose(before, model(x).mean(0).detach(), atol=1e-5)
+
+
+def test_consumers_too_large_to_be_regressed_still_have_their_say(monkeypatch):
+    """Unit 0 matters to the large consumer alone: elimination must not drop it first."""
+    torch.manual_seed(0)
+    model = TwoReaders().eval()
+    model.one.weight.data[:, 0] = 0
+    model.other.weight.data[:, 0] = 9
+    monkeypatch.setattr("ticketlab.fusion.units._inputs", lambda _, slot: 1 if slot.layer == "one" else 10**9)
+    units, _ = looked_at(model)
+    assert [regression.layer for regression in units.regressions] == ["one"]
+    assert 0 in eliminate(units, keep=3).kept.tolist()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (nn.Conv2d(1, 6, 3), nn.Conv2d(6, 5, 3, padding="same", dilation=2)),
+        (nn.Conv2d(1, 6, 3), nn.Conv2d(6, 5, 3, padding=1, padding_mode="reflect")),
+        (nn.Conv2d(1, 6, 3), nn.Conv2d(6, 5, (3, 2), stride=(2, 1), padding=(1, 0))),
+    ],
+)  # fmt: skip
+def test_patches_are_what_any_convolution_sees(first, second):
+    """Weights times patches are the layer's own outputs."""
+    from ticketlab.fusion.units import _patches, _rows
+
+    hidden = first(images(3)).detach()
+    ours = _patches(second, hidden) @ second.weight.detach().flatten(1).T + second.bias.detach()
+    assert torch.allclose(ours, _rows(second(hidden).detach(), second), atol=1e-5)
+
+
+def test_patches_of_one_dimension():
+    from ticketlab.fusion.units import _patches, _rows
+
+    layer, x = nn.Conv1d(4, 5, 3, padding="same", dilation=2), images(3, (4, 20))
+    ours = _patches(layer, x) @ layer.weight.detach().flatten(1).T + layer.bias.detach()
+    assert torch.allclose(ours, _rows(layer(x).detach(), layer), atol=1e-5)
+
+
+def test_methods_that_look_at_data_say_so_where_there_is_none():
+    model = network()
+    groups = trace(model, images(1)).groups
+    with pytest.raises(FusionError, match="needs images"):
+        fuse(model, groups, {"1": 3}, Method())
+    with pytest.raises(FusionError, match="ridge must be above 0"):
+        fuse(model, groups, {"1": 3}, Method(options={"ridge": 0.0}), images(100))
 
 
 # --- combination

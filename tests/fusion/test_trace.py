@@ -124,14 +124,16 @@ def test_named_groups_are_those_that_tracing_finds():
         {"producers": ["conv1"], "norms": ["norm1"], "consumers": ["conv2"]},
         {"producers": ["conv2"], "norms": ["norm2"], "consumers": ["fc1"]},
     ]
-    for named, found in zip(named_groups(model, entries), traced(model, (1, 28, 28)).groups, strict=False):
+    for named, found in zip(
+        named_groups(model, entries, images(1, (1, 28, 28))), traced(model, (1, 28, 28)).groups, strict=False
+    ):
         assert named.producers[0].norm == found.producers[0].norm
         assert torch.equal(named.consumers[0].index, found.consumers[0].index)
 
 
 def test_a_wrong_group_is_refused_by_name():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
-    wrong = named_groups(model, [{"producers": ["1"], "consumers": ["5"]}, {"producers": ["3"], "consumers": ["5"]}])
+    wrong = named_groups(model, [{"producers": ["1"], "consumers": ["5"]}], images(2))
     with pytest.raises(FusionError, match="units of 1 changes the output"):
         prove(model, wrong, images(2))
 
@@ -139,11 +141,54 @@ def test_a_wrong_group_is_refused_by_name():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"producers": ["fc9"], "consumers": ["fc2"]}, "no layer 'fc9'; did you mean 'fc"),
+        ({"producers": ["fc9"], "consumers": ["output"]}, "no layer 'fc9'; did you mean 'fc"),
         ({"producers": ["fc1"]}, "needs producers and consumers"),
-        ({"producers": ["fc1"], "consumers": ["fc1"]}, "784 consumer places for 300 units"),
+        ({"producers": ["fc1"], "consumers": ["fc1"]}, "800 consumer places for 500 units"),
+        ({"producers": ["conv1"], "consumers": ["conv2"]}, "norm1 reads these producers"),
+        ({"producers": ["fc1", "fc1"], "consumers": ["output"]}, "fc1 more than once among the producers"),
     ],
 )
 def test_named_groups_that_do_not_fit_are_told(entry, message):
     with pytest.raises(FusionError, match=message):
-        named_groups(models.find("lenet_300_100")((1, 28, 28), 10), [entry])
+        named_groups(models.find("lenet_5")((1, 28, 28), 10, batch_norm=True), [entry], images(1, (1, 28, 28)))
+
+
+@pytest.mark.parametrize("activation", [nn.Sigmoid, nn.Tanh, nn.ReLU6, nn.ReLU])
+def test_the_proof_sees_wrong_groups_behind_any_activation(activation):
+    layers = []
+    for first in (1, 16, 16, 16):
+        layers += [nn.Conv2d(first, 16, 3, padding=1), activation()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
+    wrong = named_groups(model, [{"producers": ["2"], "consumers": ["6"]}], images(2))
+    assert permutation_error(model, wrong, images(2)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("layer", "scales"),
+    [
+        (nn.Hardtanh(0, 6), "one"), (nn.Tanh(), "odd"), (nn.Sigmoid(), "one"), (nn.LeakyReLU(), "positive"),
+        (nn.Identity(), "any"),
+    ],
+)  # fmt: skip
+def test_what_an_activation_keeps_of_a_multiple(layer, scales):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), layer, nn.Linear(6, 3))
+    assert traced(model).groups[0].scales() == scales
+
+
+@pytest.mark.parametrize(
+    ("step", "scales"),
+    [
+        (lambda h: 1 / h, "one"), (lambda h: h / 2, "any"), (lambda h: 2 * h, "any"), (lambda h: h + 1, "one"),
+        (lambda h: torch.div(h, 0.5, rounding_mode="floor"), "one"),
+    ],
+)  # fmt: skip
+def test_what_plain_arithmetic_keeps_of_a_multiple(step, scales):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.output = nn.Linear(64, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.output(step(self.fc1(x.flatten(1))))
+
+    assert traced(Net()).groups[0].scales() == scales

@@ -113,7 +113,9 @@ def fuse(
     widths: Annotated[str | None, typer.Option(help="Exact widths: 56,68 or fc1=56,fc2=68.")] = None,
     share: Annotated[float | None, typer.Option(help="The same share of units everywhere, as 0.5.")] = None,
     round_to: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = 1,
-    allocation: Annotated[str, typer.Option(help="How a budget is divided: curves or uniform.")] = "curves",
+    allocation: Annotated[
+        str | None, typer.Option(help="How a budget is divided: curves or uniform [default: curves, if data is seen].")
+    ] = None,
     select: Annotated[str, typer.Option(help="Which units stay.")] = "greedy",
     combine: Annotated[str, typer.Option(help="What they do for those that go.")] = "least_squares",
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help="Option of --combine.")] = None,
@@ -149,6 +151,12 @@ def fuse(
         folder, name = fusing.data_and_name(data or [])
         machine = Machine(runs, _places(folder), "cpu", workers, threads)
         if study:
+            ignored = {
+                "--weights": weights, "--level": level, "--params": params, "--macs": macs, "--latency": latency,
+                "--keep-accuracy": keep_accuracy, "--widths": widths, "--share": share, "--exact": exact,
+                "--distil": distil, "--retrain": retrain, "--groups": groups, "--images": images, "--set": overrides,
+            }  # fmt: skip
+            fusing.only_study(ignored)
             render.study(fusing.study(run or [], machine, should_stop, quiet), json)
             return
         request = Request(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -11,6 +12,7 @@ from ticketlab.cli.render import note
 from ticketlab.data.sources import datasets
 from ticketlab.errors import FusionError
 from ticketlab.fusion_findings import method_name
+from ticketlab.registry import did_you_mean
 from ticketlab.runs.store import Level, find_run
 from ticketlab.workflows.fuse import Event, Fusion
 from ticketlab.workflows.run import Machine, Notice
@@ -26,6 +28,11 @@ def data_and_name(given: Sequence[str]) -> tuple[Path | None, str | None]:
     folders = [Path(text) for text in given if text not in set(datasets)]
     if len(names) > 1 or len(folders) > 1:
         raise FusionError(f"--data: one folder and one data set at most (got {', '.join(given)})")
+    for folder in folders:
+        if not folder.is_dir():
+            raise FusionError(
+                f"--data {folder}: no such folder and no such data set{did_you_mean(str(folder), datasets)}"
+            )
     return next(iter(folders), None), next(iter(names), None)
 
 
@@ -35,9 +42,12 @@ def options(texts: Iterable[str]) -> dict[str, float]:
     for text in texts:
         name, _, value = text.partition("=")
         try:
-            found[name] = float(value)
-        except ValueError as error:
-            raise FusionError(f"--option {text}: write it as name=number") from error
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise FusionError(f"--option {text}: write it as name=number")
+        found[name] = number
     return found
 
 
@@ -51,6 +61,8 @@ def widths(text: str | None) -> dict[str, int] | None:
         if not value.strip().isdecimal() or (equals and not name):
             raise FusionError(f"--widths {text}: write it as 56,68 or fc1=56,fc2=68")
         found[name.strip() or f"#{index}"] = int(value)
+    if len(found) < len(text.split(",")):
+        raise FusionError(f"--widths {text}: a group is named twice")
     return found
 
 
@@ -147,6 +159,13 @@ def follow(events: Iterable[Event], quiet: bool) -> Fusion:
             note(f"step {event.step} of {event.stop}: validation {100 * event.val_accuracy:.2f} %")
     assert done is not None
     return done
+
+
+def only_study(told: Mapping[str, object]) -> None:
+    """Raise FusionError for options that the study, whose grid is fixed, would not heed."""
+    ignored = [name for name, value in told.items() if value]
+    if ignored:
+        raise FusionError(f"--study has a fixed grid; leave {', '.join(ignored)} out")
 
 
 def study(names: Sequence[str], machine: Machine, should_stop: Callable[[], bool], quiet: bool) -> Study:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,8 +14,7 @@ from torch import Tensor
 
 from ticketlab.errors import FusionError
 from ticketlab.fusion.least_squares import RIDGE, channel_map, refit
-from ticketlab.fusion.select import seen
-from ticketlab.fusion.units import FusionMap, Units
+from ticketlab.fusion.units import FusionMap, Units, seen
 from ticketlab.registry import Registry
 
 combiners: Registry[Callable[..., FusionMap]] = Registry("combination")
@@ -29,9 +29,11 @@ def drop(units: Units, kept: Tensor) -> FusionMap:
 @combiners.register("mean_bias", needs={"activations"})
 def mean_bias(units: Units, kept: Tensor) -> FusionMap:
     """Consumers' biases take up the mean activation of the units that go."""
-    means = seen(units).reference_mean.clone()
-    means[kept] = 0
-    return FusionMap(kept, _selection(units, kept), means)
+    gone = torch.ones(len(units), dtype=torch.double)
+    gone[kept] = 0
+    mixing = _selection(units, kept)
+    readings = {a.layer: (mixing, a.reference_mean * gone) for a in seen(units)}
+    return FusionMap(kept, mixing, _zeros(units), readings)
 
 
 @combiners.register("neuron_merging")
@@ -99,11 +101,13 @@ def optimal_transport(units: Units, kept: Tensor) -> FusionMap:
 def correlation(units: Units, kept: Tensor, *, alpha: float = 0.3) -> FusionMap:
     """ZipIt inside one network: merge the most correlated pair again and again; rows averaged, columns added.
 
-    A merged pair's correlation with others is the smaller of the two, times `alpha`. Only the number of `kept`
+    A merged pair's correlation with others is the smaller of the two, times `alpha`; activations are as the first
+    consumer sees them. Only the number of `kept`
     units counts. Source: Stoica et al. 2024, section 4 and appendix.
     """
-    deviation = seen(units).cov.diagonal().clamp(min=1e-30).sqrt()
-    alike = (seen(units).cov / torch.outer(deviation, deviation)).numpy().copy()
+    cov = seen(units)[0].cov
+    deviation = cov.diagonal().clamp(min=1e-30).sqrt()
+    alike = (cov / torch.outer(deviation, deviation)).numpy().copy()
     np.fill_diagonal(alike, -np.inf)
     labels = np.arange(len(units))
     for _ in range(len(units) - len(kept)):
@@ -119,8 +123,8 @@ def correlation(units: Units, kept: Tensor, *, alpha: float = 0.3) -> FusionMap:
 @combiners.register("least_squares_channel", needs={"activations"})
 def least_squares_channel(units: Units, kept: Tensor, *, ridge: float = RIDGE) -> FusionMap:
     """Each unit's activation regressed on those of the kept ones, the same at every position."""
-    mixing, shift = channel_map(seen(units), kept, ridge)
-    return FusionMap(kept, mixing, shift)
+    readings = {a.layer: channel_map(a, kept, ridge) for a in seen(units)}
+    return FusionMap(kept, *next(iter(readings.values())), readings)
 
 
 @combiners.register("least_squares", needs={"patches"})
@@ -129,8 +133,8 @@ def least_squares(units: Units, kept: Tensor, *, ridge: float = RIDGE) -> Fusion
 
     Consumers too large for that are served by the regression of activations.
     """
-    mixing, shift = channel_map(seen(units), kept, ridge)
-    return FusionMap(kept, mixing, shift, consumers={r.layer: refit(r, kept, ridge) for r in units.regressions})
+    plan = least_squares_channel(units, kept, ridge=ridge)
+    return replace(plan, consumers={r.layer: refit(r, kept, ridge) for r in units.regressions})
 
 
 def _zeros(units: Units) -> Tensor:

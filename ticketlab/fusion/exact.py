@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ticketlab.errors import FusionError
-from ticketlab.fusion.groups import Group, Slot, after_keeping, keep_units_
-from ticketlab.fusion.units import add_bias_, effective_rows, recorded
+from ticketlab.fusion.groups import Group, Slot, after_keeping, keep_units_, recorded
+from ticketlab.fusion.units import add_bias_, effective_rows
 from ticketlab.models.compact import set_tensor_, tensor
 
 
@@ -113,14 +113,14 @@ def _fold_constants_(model: nn.Module, group: Group, probe: Tensor) -> Tensor:
     for value in values:
         dead &= ~value.isnan().any(dim=1)
     framed = [_pads_with_zeros(model.get_submodule(slot.layer)) for slot in group.consumers]
-    stuck = torch.stack([(value != 0).any(dim=1) & frame for value, frame in zip(values, framed, strict=True)])
-    carrier = _carrier(values, stuck & dead)
+    stuck = torch.stack([(value != 0).any(dim=1) & frame for value, frame in zip(values, framed, strict=True)]) & dead
+    carrier = _carrier(values, stuck)
     if carrier is None:
         dead &= ~stuck.any(dim=0)
     if int(dead.sum()) <= (carrier is not None):
         return torch.zeros_like(dead)
-    for slot, value, frame in zip(group.consumers, values, framed, strict=True):
-        _move_(model, slot, value, dead, carrier if frame else None)
+    for slot, value, is_stuck in zip(group.consumers, values, stuck.any(dim=1).tolist(), strict=True):
+        _move_(model, slot, value, dead, carrier if is_stuck else None)
     if carrier is not None:
         dead[carrier] = False
     return dead
@@ -131,7 +131,7 @@ def _constants(model: nn.Module, slot: Slot, inputs: Tensor) -> Tensor:
     if isinstance(model.get_submodule(slot.layer), nn.Linear):
         seen = inputs.flatten(0, -2)[:, slot.index]  # (examples, units, taps)
     else:
-        seen = inputs.flatten(2)[:, slot.index[:, 0]].transpose(1, 2).flatten(0, 1)[:, :, None]
+        seen = inputs.flatten(2)[:, slot.index].movedim(3, 1).flatten(0, 1)
     same = (seen == seen[0]).all(dim=0)
     return seen[0].masked_fill(~same, torch.nan)
 
@@ -145,11 +145,14 @@ def _pads_with_zeros(layer: nn.Module) -> bool:
 
 
 def _carrier(values: list[Tensor], stuck: Tensor) -> int | None:
-    """The unit that carries constants past zero padding: the one with the largest, wherever any is needed."""
-    needed = stuck.any(dim=1)
-    if not bool(needed.any()):
+    """The unit that carries constants past zero padding: the one with the largest, wherever any is needed.
+
+    None where none is needed, or where no unit's first tap has a constant at all consumers that need one.
+    """
+    needed = stuck.any(dim=1).tolist()
+    if not any(needed):
         return None
-    sizes = torch.stack([v[:, 0].abs() for v, n in zip(values, needed.tolist(), strict=True) if n]).nan_to_num(0.0)
+    sizes = torch.stack([v[:, 0].abs() for v, n in zip(values, needed, strict=True) if n]).nan_to_num(0.0)
     best = sizes.min(dim=0).values.masked_fill(~stuck.any(dim=0), 0.0)
     return int(best.argmax()) if float(best.max()) > 0 else None
 
@@ -164,7 +167,7 @@ def _move_(model: nn.Module, slot: Slot, value: Tensor, dead: Tensor, carrier: i
     if carrier is None:
         add_bias_(model, slot, given.flatten(1).sum(dim=1))
     else:
-        weight[:, slot.index[carrier, 0]] = given.sum(dim=1)[:, 0] / value[carrier, 0]
+        weight[:, slot.index[carrier, 0]] = given.sum(dim=(1, 2)) / value[carrier, 0]
     set_tensor_(layer, "weight", weight)
 
 

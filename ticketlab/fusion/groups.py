@@ -6,7 +6,8 @@ or several of them that are added together (the channels of a residual stream).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,7 @@ TOLERANCE = 1e-9
 
 POSITIVE = frozenset({"relu", "leaky_relu", "max_pool"})
 """Operations f with f(s·x) = s·f(x) for s > 0."""
-ODD = frozenset({"tanh", "softsign", "hardtanh"})
+ODD = frozenset({"tanh", "softsign"})
 """Operations with f(-x) = -f(x)."""
 ADDITIVE = frozenset({"avg_pool", "dropout", "identity", "shape"})
 """Operations that keep sums and multiples."""
@@ -191,11 +192,17 @@ def removable(model: nn.Module, group: Group, images: Tensor, seed: int = 0) -> 
 
 
 def _randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A copy with random numbers of the usual sizes: activations that neither fade nor saturate."""
     copy = deepcopy(model).double().eval()
     for name, value in copy.state_dict().items():
-        if value.is_floating_point():
-            drawn = torch.rand(value.shape, generator=generator, dtype=torch.double)
-            value.copy_(0.5 + drawn if name.endswith("running_var") else drawn - 0.4)
+        if not value.is_floating_point():
+            continue
+        drawn = torch.randn(value.shape, generator=generator, dtype=torch.double)
+        if value.dim() > 1:
+            drawn *= (2 / value[0].numel()) ** 0.5
+        elif name.endswith(("running_var", "weight")):
+            drawn = 0.5 + torch.rand(value.shape, generator=generator, dtype=torch.double)
+        value.copy_(drawn if value.dim() > 1 or name.endswith(("running_var", "weight")) else 0.3 * drawn)
     return copy
 
 
@@ -215,16 +222,57 @@ def prove(model: nn.Module, groups: Sequence[Group], images: Tensor) -> float:
     )
 
 
-def named_groups(model: nn.Module, entries: Sequence[Mapping[str, Sequence[str]]]) -> list[Group]:
+@contextmanager
+def recorded(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Inputs and outputs of layers in the last pass through the model."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str) -> object:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            found[name] = (inputs[0], output)
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in layers]  # type: ignore[arg-type]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def named_groups(model: nn.Module, entries: Sequence[Mapping[str, Sequence[str]]], images: Tensor) -> list[Group]:
     """Groups as a user names them: `producers`, `consumers` and perhaps `norms`, by layer.
 
-    Columns of a consumer are dealt out evenly, in order, as a flatten of (units, positions) does. Raises
-    FusionError for layers that are unknown or of sizes that do not fit.
+    Columns of a consumer are dealt out evenly, in order, as a flatten of (units, positions) does. Which norm reads
+    which producer is seen in a pass over `images`. Raises FusionError for layers that are unknown or of sizes that
+    do not fit.
     """
-    return [_named_group(model, entry) for entry in entries]
+    for role in ("producers", "consumers", "norms"):
+        named = [name for entry in entries for name in entry.get(role, ())]
+        twice = sorted({name for name in named if named.count(name) > 1})
+        if twice:
+            raise FusionError(f"groups: {', '.join(twice)} more than once among the {role}; a group has all of a layer")
+    norm_of = _following_norms(model, images)
+    return [_named_group(model, entry, norm_of) for entry in entries]
 
 
-def _named_group(model: nn.Module, entry: Mapping[str, Sequence[str]]) -> Group:
+@torch.no_grad()
+def _following_norms(model: nn.Module, images: Tensor) -> dict[str, str]:
+    """Layer → the norm whose input is its output."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (*LINEAR, *NORMS))}
+    with recorded(model, list(layers)) as passes:
+        model.eval()(images)
+    norms = {name: passes[name][0] for name, layer in layers.items() if isinstance(layer, NORMS) and name in passes}
+    return {
+        name: norm
+        for name, (_, output) in passes.items()
+        for norm, entering in norms.items()
+        if not isinstance(layers[name], NORMS) and entering is output
+    }
+
+
+def _named_group(model: nn.Module, entry: Mapping[str, Sequence[str]], norm_of: Mapping[str, str]) -> Group:
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (*LINEAR, *NORMS))}
     for name in (name for names in entry.values() for name in names):
         if name not in layers:
@@ -232,7 +280,9 @@ def _named_group(model: nn.Module, entry: Mapping[str, Sequence[str]]) -> Group:
     if not entry.get("producers") or not entry.get("consumers"):
         raise FusionError("groups: each group needs producers and consumers")
     units = len(tensor(layers[entry["producers"][0]], "weight"))
-    norm_of = dict(zip(entry["producers"], entry.get("norms", ()), strict=False))
+    unnamed = {norm_of[name] for name in entry["producers"] if name in norm_of} - set(entry.get("norms", ()))
+    if unnamed:
+        raise FusionError(f"groups: {', '.join(sorted(unnamed))} reads these producers; name it among the norms")
 
     def slots(role: str, axis: int) -> tuple[Slot, ...]:
         found = []

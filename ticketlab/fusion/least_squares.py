@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ticketlab.fusion.units import Activations, Regression, Units
+from ticketlab.errors import FusionError
+from ticketlab.fusion.units import Activations, Regression, Units, seen
 
 RIDGE = 1e-4
 """Penalty on the distance from the old weights, relative to the mean variance of an input."""
@@ -32,6 +33,7 @@ def refit(regression: Regression, kept: Tensor, ridge: float = RIDGE) -> tuple[T
     Minimises ‖z - W x - b‖² + ridge · ‖W - W₀‖² over the inputs x that stay, z being the reference's outputs;
     columns of the units that go are zero.
     """
+    _check(ridge)
     stay = _staying(regression, kept)
     old = regression.weight
     gram = regression.cov_in[stay][:, stay]
@@ -42,6 +44,12 @@ def refit(regression: Regression, kept: Tensor, ridge: float = RIDGE) -> tuple[T
     # the gram matrix may be singular to rounding (units that never fire), where Cholesky would give up
     weight[:, stay] = torch.linalg.solve(gram, target).T
     return weight, regression.mean_out - weight @ regression.mean_in - regression.bias
+
+
+def _check(ridge: float) -> None:
+    # without any, a unit that never fires makes the equations singular
+    if not 0 < ridge < math.inf:
+        raise FusionError(f"ridge must be above 0 and finite (got {ridge})")
 
 
 def _staying(regression: Regression, kept: Tensor) -> Tensor:
@@ -109,34 +117,25 @@ def eliminate(units: Units, keep: int, ridge: float = RIDGE) -> Elimination:
 
 
 def _consumers(units: Units, ridge: float) -> list[_Consumer]:
-    if units.regressions:
-        return [_Consumer(r.features, r.cov_in, r.cov_cross, float(r.var_out.sum()), ridge) for r in units.regressions]
-    assert units.activations is not None
-    return [_as_channels(units, units.activations, ridge)]
+    """Every consumer: regressed as a whole where it is small enough, else its inputs taken the same at every tap."""
+    whole = {regression.layer: regression for regression in units.regressions}
+    return [_regressed(whole[a.layer], ridge) if a.layer in whole else _by_channel(a, ridge) for a in seen(units)]
 
 
-def _as_channels(units: Units, seen: Activations, ridge: float) -> _Consumer:
-    """Where consumers are too large to be regressed: their inputs' covariance taken the same at every tap."""
-    cross = seen.cov_cross.T @ units.outgoing
-    spread = float((units.outgoing * (seen.cov @ units.outgoing)).sum())
-    return _Consumer(torch.arange(len(units))[:, None], seen.cov, cross, spread, ridge)
+def _regressed(r: Regression, ridge: float) -> _Consumer:
+    return _Consumer(r.features, r.cov_in, r.cov_cross, float(r.var_out.sum()), ridge)
+
+
+def _by_channel(a: Activations, ridge: float) -> _Consumer:
+    spread = float((a.outgoing * (a.cov @ a.outgoing)).sum())
+    return _Consumer(torch.arange(len(a.cov))[:, None], a.cov, a.cov_cross.T @ a.outgoing, spread, ridge)
 
 
 def channel_map(seen: Activations, kept: Tensor, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
     """(B, c) that best explain the reference's activations by those of the kept units."""
+    _check(ridge)
     gram = seen.cov[kept][:, kept]
     weak = ridge * gram.diagonal().mean().clamp(min=1e-12)
     solved = torch.linalg.solve(gram + weak * torch.eye(len(kept), dtype=gram.dtype), seen.cov_cross[:, kept].T)
     mixing = solved.T
     return mixing, seen.reference_mean - mixing @ seen.mean[kept]
-
-
-def relative_error(regressions: Sequence[Regression], kept: Tensor) -> float:
-    """Share of the consumers' variance that is lost after refitting without the other units, mean over consumers."""
-    shares = []
-    for regression in regressions:
-        weight, _ = refit(regression, kept)
-        explained = 2 * (weight * regression.cov_cross.T).sum() - (weight * (weight @ regression.cov_in)).sum()
-        spread = regression.var_out.sum()
-        shares.append(float((spread - explained) / spread.clamp(min=1e-30)))
-    return max(0.0, sum(shares) / len(shares))

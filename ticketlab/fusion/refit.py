@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ticketlab.fusion.units import BATCH, recorded
+from ticketlab.fusion.groups import recorded
+from ticketlab.fusion.units import BATCH
 from ticketlab.models.compact import LINEAR
 
 ITERATIONS = 20

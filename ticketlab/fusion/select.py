@@ -9,9 +9,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from ticketlab.errors import FusionError
 from ticketlab.fusion.least_squares import eliminate
-from ticketlab.fusion.units import Activations, Units
+from ticketlab.fusion.units import Units, seen
 from ticketlab.registry import Registry
 
 selectors: Registry[Callable[..., Tensor]] = Registry("selection")
@@ -38,13 +37,17 @@ def in_out(units: Units, keep: int) -> Tensor:
 @selectors.register("activation_out", needs={"activations"})
 def activation_out(units: Units, keep: int) -> Tensor:
     """Largest deviation of the activation · ‖outgoing‖: the change that dropping the unit's variation makes."""
-    return _top(seen(units).cov.diagonal().clamp(min=0).sqrt() * units.outgoing.norm(dim=1), keep)
+    changes = [a.cov.diagonal().clamp(min=0) * a.outgoing.square().sum(dim=1) for a in seen(units)]
+    return _top(torch.stack(changes).sum(dim=0), keep)
 
 
 @selectors.register("pivoted_qr", needs={"activations"})
 def pivoted_qr(units: Units, keep: int) -> Tensor:
-    """Column-pivoted QR of the activations: each next unit is the one least explained by those before it."""
-    values, vectors = np.linalg.eigh(seen(units).cov.numpy())
+    """Column-pivoted QR of the activations: each next unit is the one least explained by those before it.
+
+    As the first consumer sees them.
+    """
+    values, vectors = np.linalg.eigh(seen(units)[0].cov.numpy())
     root = np.sqrt(values.clip(min=0))[:, None] * vectors.T  # rootᵀ · root = covariance, so the pivots are the same
     order = scipy.linalg.qr(root, mode="r", pivoting=True)[1]
     return torch.from_numpy(order[:keep].astype(np.int64)).sort().values
@@ -62,10 +65,3 @@ def greedy(units: Units, keep: int) -> Tensor:
 def _top(saliency: Tensor, keep: int) -> Tensor:
     # stable: ties fall to the earlier unit
     return saliency.argsort(descending=True, stable=True)[:keep].sort().values
-
-
-def seen(units: Units) -> Activations:
-    """The units' activations; raises FusionError where no images were given."""
-    if units.activations is None:
-        raise FusionError("this method looks at activations and needs images")
-    return units.activations

@@ -32,7 +32,7 @@ UNARY: dict[Any, str] = {
     **dict.fromkeys((nn.LeakyReLU, functional.leaky_relu), "leaky_relu"),
     **dict.fromkeys((nn.Tanh, torch.tanh, functional.tanh, "tanh"), "tanh"),
     **dict.fromkeys((nn.Softsign, functional.softsign), "softsign"),
-    **dict.fromkeys((nn.Hardtanh, functional.hardtanh), "hardtanh"),
+    **dict.fromkeys((nn.Hardtanh, functional.hardtanh), "bent"),
     **dict.fromkeys((nn.ReLU6, functional.relu6, nn.GELU, functional.gelu, nn.SiLU, functional.silu), "bent"),
     **dict.fromkeys((nn.Sigmoid, torch.sigmoid, functional.sigmoid, "sigmoid", nn.ELU, functional.elu), "bent"),
     **dict.fromkeys((nn.Softplus, functional.softplus, nn.Hardswish, functional.hardswish), "bent"),
@@ -99,14 +99,14 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
     try:
         graph = fx.symbolic_trace(model)
         ShapeProp(graph).propagate(images)
+        numbering = Numbering(graph)
+        with torch.no_grad():
+            numbering.run(torch.full(images.shape, FOREIGN))
     except Exception as error:
         first = str(error).partition("\n")[0]
         raise FusionError(f"the network cannot be traced ({first}); name its groups with --groups") from error
     finally:
         model.train(mode)
-    numbering = Numbering(graph)
-    with torch.no_grad():
-        numbering.run(torch.full(images.shape, FOREIGN))
     found = numbering.result()
     fixed = [group for group in found.groups if not removable(model, group, images)]
     return replace(
@@ -152,7 +152,9 @@ class Numbering(fx.Interpreter):
             return self._layer(name, layer, numbers)
         if isinstance(layer, NORMS):
             return self._norm(name, layer, numbers)
-        if type(layer) in PADS and getattr(layer, "value", 0) == 0:
+        if type(layer) in PADS:
+            if getattr(layer, "value", 0) != 0:
+                return self._unknown(args, kwargs)
             return functional.pad(numbers, layer.padding, value=CONSTANT)  # type: ignore[arg-type]
         if isinstance(layer, nn.MaxPool2d) and layer.return_indices:
             return self._unknown(args, kwargs)
@@ -174,7 +176,8 @@ class Numbering(fx.Interpreter):
         if what in ADDITIONS and len(tensors) == 2 and kwargs.get("alpha", 1) == 1:
             return self._add(*tensors)
         if what in SCALINGS | ADDITIONS and len(tensors) == 1:  # the other one is a plain number
-            self.passed.append((tensors[0].unique(), "identity" if what in SCALINGS else "bent"))
+            is_multiple = what in SCALINGS and (isinstance(args[0], Tensor) or what is operator.mul) and not kwargs
+            self.passed.append((tensors[0].unique(), "identity" if is_multiple else "bent"))
             return tensors[0]
         if what in PADS and kwargs.get("mode", "constant") == "constant" and not kwargs.get("value"):
             if len(args) <= 2 or not any(args[2:]):

@@ -6,15 +6,15 @@ so a consumer's new columns are its old ones · B and its bias gains old columns
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ticketlab.fusion.groups import Group, Slot
+from ticketlab.errors import FusionError
+from ticketlab.fusion.groups import Group, Slot, recorded
 from ticketlab.models.compact import LINEAR, set_tensor_, tensor
 
 BATCH = 128  # images; activations of larger ones leave the caches
@@ -44,13 +44,15 @@ class Regression:
     """The consumer's weight now, (outputs, inputs)."""
     bias: Tensor
     """Its bias now, (outputs,); zeros where it has none."""
-    rows: int
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Moments of the units' activations: now, and against the reference network's; double."""
+    """Moments of the units' activations where one consumer reads them: now, and against the reference's; double."""
 
+    layer: str
+    outgoing: Tensor
+    """(units, outputs × taps): the consumer's columns."""
     mean: Tensor
     reference_mean: Tensor
     cov: Tensor
@@ -71,8 +73,10 @@ class Units:
     """(n, outputs × taps): columns of all consumers."""
     scales: bool = True
     """Whether s times a unit, s > 0, is what the unit of s times its row gives."""
-    activations: Activations | None = None
+    activations: tuple[Activations, ...] = ()
+    """One for each consumer; they may see the units through different operations."""
     regressions: tuple[Regression, ...] = ()
+    """Of the consumers that are small enough."""
     generator: torch.Generator = field(default_factory=torch.Generator)
 
     def __len__(self) -> int:
@@ -81,6 +85,13 @@ class Units:
     def rows(self) -> Tensor:
         """Incoming weights and biases, (n, inputs + producers)."""
         return torch.cat((self.incoming, self.bias), dim=1)
+
+
+def seen(units: Units) -> tuple[Activations, ...]:
+    """The units' activations, by consumer; raises FusionError where no images were given."""
+    if not units.activations:
+        raise FusionError("this method looks at activations and needs images")
+    return units.activations
 
 
 def view_units(model: nn.Module, group: Group, generator: torch.Generator) -> Units:
@@ -132,25 +143,6 @@ def _columns(weight: Tensor, slot: Slot) -> Tensor:
 # --- data
 
 
-@contextmanager
-def recorded(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Inputs and outputs of layers in the last pass through the model."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def keep(name: str) -> object:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            found[name] = (inputs[0], output)
-
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in layers]  # type: ignore[arg-type]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @dataclass(frozen=True)
 class View:
     """A network, the groups that are looked at, and which outputs of each layer another network still has."""
@@ -161,7 +153,7 @@ class View:
     """Layer → its outputs that are left; layers with all of them need no entry."""
 
 
-Observation = tuple[Activations, tuple[Regression, ...]]
+Observation = tuple[tuple[Activations, ...], tuple[Regression, ...]]
 
 
 @torch.inference_mode()
@@ -195,16 +187,17 @@ class _Look:
     """The running sums of one group."""
 
     def __init__(self, now: View, then: View, group: Group, original: Group, patches: bool) -> None:
-        self.now, self.then, self.group, self.original = now, then, group, original
-        self.units = _Sums()
+        self.now, self.then = now, then
+        self.pairs = list(zip(group.consumers, original.consumers, strict=True))
+        self.units = [_Sums() for _ in self.pairs]
         self.slots = [slot for slot in group.consumers if patches and _inputs(now.model, slot) <= MAX_FEATURES]
         self.consumers = [_Sums() for _ in self.slots]
 
     def add(self, today: Passes, before: Passes, count: float, generator: torch.Generator) -> None:
         """Take in what the layers saw and gave in one pass of each network, `count` rows of each."""
-        first, old = self.group.consumers[0], self.original.consumers[0]
-        ours = _activations(today[first.layer][0], self.now.model, first)
-        self.units.add(*_some(ours, _activations(before[old.layer][0], self.then.model, old), count, generator))
+        for (slot, old), sums in zip(self.pairs, self.units, strict=True):
+            ours = _activations(today[slot.layer][0], self.now.model, slot)
+            sums.add(*_some(ours, _activations(before[old.layer][0], self.then.model, old), count, generator))
         for slot, sums in zip(self.slots, self.consumers, strict=True):
             layer = self.now.model.get_submodule(slot.layer)
             outputs = _rows(before[slot.layer][1], layer)
@@ -214,11 +207,16 @@ class _Look:
 
     def result(self) -> Observation:
         """The moments."""
-        found = []
-        for slot, sums in zip(self.slots, self.consumers, strict=True):
-            layer = self.now.model.get_submodule(slot.layer)
-            found.append(sums.regression(slot, _features(self.now.model, slot), layer))
-        return self.units.activations(), tuple(found)
+        model = self.now.model
+        activations = [
+            sums.activations(slot.layer, _columns(tensor(model.get_submodule(slot.layer), "weight").double(), slot))
+            for (slot, _), sums in zip(self.pairs, self.units, strict=True)
+        ]
+        regressions = [
+            sums.regression(slot, _features(model, slot), model.get_submodule(slot.layer))
+            for slot, sums in zip(self.slots, self.consumers, strict=True)
+        ]
+        return tuple(activations), tuple(regressions)
 
 
 class _Sums:
@@ -243,14 +241,14 @@ class _Sums:
         x, z, xx, xz, zz = (total / self.rows for total in self.totals)
         return x, z, xx - torch.outer(x, x), xz - torch.outer(x, z), zz - z * z
 
-    def activations(self) -> Activations:
+    def activations(self, layer: str, outgoing: Tensor) -> Activations:
         now, then, cov, cross, _ = self.centred()
-        return Activations(now, then, cov, cross.T)
+        return Activations(layer, outgoing, now, then, cov, cross.T)
 
     def regression(self, slot: Slot, features: Tensor, layer: nn.Module) -> Regression:
         weight = tensor(layer, "weight").double().flatten(1)
         bias = tensor(layer, "bias").double() if layer.bias is not None else torch.zeros(len(weight)).double()
-        return Regression(slot.layer, features, *self.centred(), weight=weight, bias=bias, rows=self.rows)
+        return Regression(slot.layer, features, *self.centred(), weight=weight, bias=bias)
 
 
 def _some(x: Tensor, z: Tensor, count: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -263,21 +261,16 @@ def _some(x: Tensor, z: Tensor, count: float, generator: torch.Generator) -> tup
 
 def _patches(layer: nn.Module, inputs: Tensor) -> Tensor:
     """What each output of a layer sees, (outputs' positions, inputs × taps)."""
+    if isinstance(layer, nn.Linear):
+        return inputs.flatten(0, -2)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    framed = functional.pad(inputs, layer._reversed_padding_repeated_twice, mode)
     if isinstance(layer, nn.Conv2d):
-        padding = layer.padding if not isinstance(layer.padding, str) else _same(layer)
-        columns = functional.unfold(inputs, layer.kernel_size, layer.dilation, padding, layer.stride)
+        columns = functional.unfold(framed, layer.kernel_size, layer.dilation, 0, layer.stride)
         return columns.transpose(1, 2).flatten(0, 1)
-    if isinstance(layer, nn.Conv1d):
-        padded = functional.pad(inputs, (int(layer.padding[0]),) * 2)
-        windows = padded.unfold(2, (layer.kernel_size[0] - 1) * layer.dilation[0] + 1, layer.stride[0])
-        return windows[..., :: layer.dilation[0]].transpose(1, 2).flatten(0, 1).flatten(1)
-    return inputs.flatten(0, -2)
-
-
-def _same(layer: nn.Conv2d) -> tuple[int, ...]:
-    if layer.padding == "valid":
-        return (0, 0)
-    return tuple(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+    windows = framed.unfold(2, (layer.kernel_size[0] - 1) * layer.dilation[0] + 1, layer.stride[0])
+    return windows[..., :: layer.dilation[0]].transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 def _rows(outputs: Tensor, layer: nn.Module) -> Tensor:
@@ -289,7 +282,7 @@ def _activations(inputs: Tensor, model: nn.Module, slot: Slot) -> Tensor:
     """Activations of the units where a consumer reads them, (examples × positions, units)."""
     if isinstance(model.get_submodule(slot.layer), nn.Linear):
         return inputs.flatten(0, -2)[:, slot.index].transpose(1, 2).flatten(0, 1)
-    return inputs.flatten(2)[:, slot.index[:, 0]].transpose(1, 2).flatten(0, 1)
+    return inputs.flatten(2)[:, slot.index].movedim(1, 3).flatten(0, 2)
 
 
 def _features(model: nn.Module, slot: Slot) -> Tensor:
@@ -301,7 +294,7 @@ def _features(model: nn.Module, slot: Slot) -> Tensor:
 
 def _inputs(model: nn.Module, slot: Slot) -> int:
     layer = model.get_submodule(slot.layer)
-    plain = isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) and getattr(layer, "padding_mode", "zeros") == "zeros"
+    plain = isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
     return tensor(layer, "weight")[0].numel() if plain else MAX_FEATURES + 1
 
 
@@ -318,6 +311,8 @@ class FusionMap:
     """(n, k): old activations ≈ B · new + c."""
     c: Tensor
     """(n,)"""
+    readings: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Consumer → its own (B, c), where it sees the units differently."""
     R: Tensor | None = None
     """(k, n): new rows = R · old rows; None keeps the rows of `kept` as they are."""
     consumers: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -336,9 +331,10 @@ def apply_(model: nn.Module, group: Group, plan: FusionMap) -> None:
             continue
         weight = before.double()
         ours = weight[:, slot.index]  # (outputs, units, taps, …)
+        mixing, constants = plan.readings.get(slot.layer, (plan.B, plan.c))
         new = torch.zeros_like(ours)
-        new[:, plan.kept] = torch.einsum("ou...,uk->ok...", ours, plan.B)
-        shift = torch.einsum("outp,u->o", ours.reshape(*ours.shape[:3], -1), plan.c)
+        new[:, plan.kept] = torch.einsum("ou...,uk->ok...", ours, mixing)
+        shift = torch.einsum("outp,u->o", ours.reshape(*ours.shape[:3], -1), constants)
         weight[:, slot.index] = new
         set_tensor_(layer, "weight", weight.to(before.dtype))
         add_bias_(model, slot, shift)

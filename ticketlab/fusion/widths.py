@@ -71,13 +71,15 @@ class Costs:
 
 def cost_model(model: nn.Module, groups: Sequence[Group], macs: Mapping[str, int]) -> Costs:
     """Costs of a network whose layers take `macs` multiply-accumulates each for one example."""
+    # a consumer without a bias or a norm of its own is given a bias to take up what its inputs lose
+    gaining = {slot.layer for group in groups for slot in group.consumers if slot.norm is None}
     layers, fixed, sizes = {}, {}, {}
     for name, layer in model.named_modules():
         if isinstance(layer, LINEAR):
             weight = tensor(layer, "weight")
             rows, columns = weight.shape[:2]
             layers[name] = (rows, columns, macs.get(name, 0) // (rows * columns), weight[0, 0].numel())
-            fixed[name], sizes[name] = int(layer.bias is not None), rows
+            fixed[name], sizes[name] = int(layer.bias is not None or name in gaining), rows
         elif isinstance(layer, NORMS):
             fixed[name], sizes[name] = 2 if layer.weight is not None else 0, layer.num_features
     return Costs(groups, layers, fixed, sizes)

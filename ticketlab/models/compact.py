@@ -35,11 +35,10 @@ def set_tensor_(layer: nn.Module, name: str, value: Tensor) -> None:
     elif isinstance(layer, NORMS):
         layer.num_features = len(value)
     elif isinstance(layer, LINEAR):
-        layer.out_channels = value.shape[0]
-        if int(layer.groups) > 1:  # type: ignore[arg-type]
-            layer.groups = layer.in_channels = value.shape[0]
-        else:
-            layer.in_channels = value.shape[1]
+        groups = int(layer.groups)  # type: ignore[arg-type]
+        if 1 < groups == layer.in_channels == layer.out_channels:  # depthwise: a group for each channel
+            groups = layer.groups = value.shape[0]
+        layer.out_channels, layer.in_channels = value.shape[0], value.shape[1] * groups
 
 
 def rebuild(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -50,7 +49,8 @@ def rebuild(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """
     for name, layer in list(model.named_modules()):
         prefix = f"{name}." if name else ""
-        if isinstance(layer, NORMS) and not any(key.startswith(prefix) for key in state):
+        has_entries = bool(layer.state_dict())
+        if isinstance(layer, NORMS) and has_entries and not any(key.startswith(prefix) for key in state):
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, nn.Identity())
             continue

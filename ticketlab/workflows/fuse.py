@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,11 +21,12 @@ from ticketlab.runs.manifest import environment, now
 from ticketlab.runs.network import read_network, write_network
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.steps import parse_duration
+from ticketlab.training.distil import BATCH
 from ticketlab.training.loop import evaluate
 from ticketlab.workflows.fuse_request import Request
-from ticketlab.workflows.fuse_widths import Stop, Workbench, choose_widths, distil_, fuse_to, needs_curves, prepare
+from ticketlab.workflows.fuse_widths import Stop, Workbench, choose_widths, distil_, fuse_to, prepare
 from ticketlab.workflows.retrain import retrain, scratch
-from ticketlab.workflows.run import Machine, Notice, outcome, stand_in_notice
+from ticketlab.workflows.run import Machine, Notice, outcome, stand_in_notice, told
 from ticketlab.workflows.source import Source
 from ticketlab.workflows.train_level import Progress, Settings
 
@@ -71,11 +72,12 @@ def fuse_run(source: Source, request: Request, machine: Machine, should_stop: St
         yield Notice(f"{store.name} is finished already; this is its result")
         yield Fusion(store, store.read_result(RESULT))
         return
-    bench = prepare(source, request)
-    for group in bench.trace.frozen:
-        if group.reason != "is the network's output":
-            yield Notice(f"left alone: {group.units} units of {group.name}: {group.reason}")
     with store.lock():
+        with told(store):
+            bench = prepare(source, request)
+        for group in bench.trace.frozen:
+            if group.reason != "is the network's output":
+                yield Notice(f"left alone: {group.units} units of {group.name}: {group.reason}")
         _open(store, source, request)
         with outcome(store):
             yield from _fuse(bench, request, store, machine, should_stop)
@@ -100,7 +102,9 @@ def _fuse(bench: Workbench, request: Request, store: RunStore, machine: Machine,
         model = deepcopy(model)
         model.load_state_dict(trained.read_weights(1, 1, "early_stop"))
         if request.control:
-            for event in scratch(source, model, store.part("scratch"), length, settings):
+            for event in scratch(
+                source, model, store.part("scratch"), length, _distilled_steps(source, stages), settings
+            ):
                 stages += _stages("scratch", event)
                 yield event
     record = _record(bench, request, store, model, {**made.facts, "stages": stages})
@@ -115,7 +119,7 @@ def _label_free(bench: Workbench, request: Request, should_stop: Stop) -> Genera
     widths = {group.name: group.units for group in bench.groups}
     model, refitted, unit_map = bench.model, "none", _unit_map(bench, {}, {})
     if not request.exact:
-        if needs_curves(request):
+        if request.uses_curves():
             curves = error_curves(bench.model, bench.groups, bench.images, request.seed)
         for tried in choose_widths(bench, request, curves, should_stop):
             if isinstance(tried, str):
@@ -146,6 +150,12 @@ def accuracies(model: nn.Module, source: Source) -> dict[str, float]:
     return found
 
 
+def _distilled_steps(source: Source, stages: Iterable[Mapping[str, Any]]) -> int:
+    """Distillation in steps of the recipe's batch size, so that the control sees as many images."""
+    images = sum(stage["steps"] for stage in stages if stage["stage"] == "distilled") * BATCH
+    return round(images / source.plan.recipe.train.batch_size)
+
+
 def _stages(name: str, event: Progress | Level) -> list[dict[str, Any]]:
     """The record of a stage of training, once it is finished."""
     if not isinstance(event, Level):
@@ -171,6 +181,7 @@ def _unit_map(bench: Workbench, kept: Mapping[str, Tensor], mixing: Mapping[str,
             found[f"{group.name}/units"] = alive[stay]
         if group.name in mixing:
             found[f"{group.name}/mixing"] = mixing[group.name].float()
+            found[f"{group.name}/mixed"] = alive  # the old units that the rows of `mixing` stand for
     return found
 
 
@@ -216,12 +227,17 @@ def _record(
         "exact": bench.reduced.removed,
         "left_alone": {group.name: group.reason for group in bench.trace.frozen},
         "permutation_error": bench.permutation_error,
-        "images": 0 if request.exact else len(bench.images),
+        "images": len(bench.images) if _looks(request) else 0,
         **facts,
         "latency_us": _microseconds(networks, bench.images[:1]),
         "latency_us_64": _microseconds(networks, bench.images[:64]),
         "seconds": round(sum(stage["seconds"] for stage in stages), 3),
     }
+
+
+def _looks(request: Request) -> bool:
+    """Whether anything of the request looked at images."""
+    return not request.exact and (bool(request.needs()) or request.uses_curves() or request.wants_refit())
 
 
 def _measured(model: nn.Module, source: Source) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -35,8 +36,11 @@ class Request:
     keep_accuracy: float | None = None
     """Points of validation accuracy that may be lost."""
     round_to: int = 1
-    allocation: str = "curves"
-    """How a budget is divided: by error curves, or the same share everywhere."""
+    allocation: str | None = None
+    """How a budget is divided: by error `curves`, or `uniform`, the same share everywhere.
+
+    None: by curves, for methods that look at images anyway.
+    """
     exact: bool = False
     """Only what changes nothing."""
     stream: bool = False
@@ -67,7 +71,7 @@ class Request:
             problems.append(f"choose one of {', '.join('--' + name.replace('_', '-') for name in asked)}")
         if self.exact and asked:
             problems.append(f"--exact changes nothing, so --{asked[0].replace('_', '-')} has no meaning with it")
-        if self.allocation not in ("curves", "uniform"):
+        if self.allocation not in (None, "curves", "uniform"):
             problems.append(f"--allocation is curves or uniform, not '{self.allocation}'")
         if self.share is not None and not 0 < self.share <= 1:
             problems.append("--share is above 0 and at most 1")
@@ -76,6 +80,18 @@ class Request:
             problems += [f"{name}: {wrong}"] if wrong else []
         if problems:
             raise FusionError("; ".join(problems))
+
+    def needs(self) -> frozenset[str]:
+        """What the method wants to see: nothing, activations, or patches (which include activations)."""
+        return selectors.needs(self.select) | combiners.needs(self.combine)
+
+    def uses_curves(self) -> bool:
+        """Whether error curves decide the widths."""
+        return (
+            self.widths is None
+            and self.share is None
+            and (self.allocation == "curves" or (self.allocation is None and bool(self.needs())))
+        )
 
     def wants_refit(self) -> bool:
         """Whether the fused network is fitted once more."""
@@ -93,7 +109,7 @@ def seconds_of(text: str) -> float | None:
         found = float(text.removesuffix("s")) if text.endswith("s") else 0.0
     except ValueError:
         return None
-    return found if found > 0 else None
+    return found if 0 < found < math.inf else None
 
 
 def _wrong_time(name: str, text: str | None) -> str | None:

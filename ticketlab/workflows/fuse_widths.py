@@ -14,7 +14,7 @@ from ticketlab.data.batches import normalise, permutation
 from ticketlab.errors import FusionError, Interrupted
 from ticketlab.fusion.exact import Reduced, reduce_exactly
 from ticketlab.fusion.fuse import Fused, Method, fuse
-from ticketlab.fusion.groups import Group, keep_units_, named_groups, prove
+from ticketlab.fusion.groups import Group, keep_units_, named_groups, prove, removable
 from ticketlab.fusion.refit import refit_
 from ticketlab.fusion.trace import Trace, trace
 from ticketlab.fusion.widths import Costs, Widths, cost_model, uniform, within
@@ -68,7 +68,10 @@ def prepare(source: Source, request: Request) -> Workbench:
     shape = source.plan.data.dataset.input_shape
     probe = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     if request.groups is not None:
-        traced = Trace(named_groups(source.model, request.groups), [], {})
+        traced = Trace(named_groups(source.model, request.groups, probe), [], {})
+        fixed = [group.name for group in traced.groups if not removable(source.model, group, probe)]
+        if fixed:
+            raise FusionError(f"--groups: {', '.join(fixed)}: the network's code counts on their number of units")
     else:
         traced = trace(source.model, probe[:1])
     error = prove(source.model, traced.groups, probe)
@@ -136,11 +139,6 @@ def distil_(model: nn.Module, source: Source, request: Request, should_stop: Sto
 # --- how many
 
 
-def needs_curves(request: Request) -> bool:
-    """Whether error curves decide the widths."""
-    return request.widths is None and request.share is None and request.allocation == "curves"
-
-
 def choose_widths(
     bench: Workbench, request: Request, curves: Mapping[str, Tensor], should_stop: Stop = lambda: False
 ) -> Iterator[str | Widths]:
@@ -171,7 +169,7 @@ def _spend(
     bench: Workbench, request: Request, curves: Mapping[str, Tensor], cost: Callable[[Widths], float], budget: float
 ) -> Widths:
     """Widths whose cost is within a budget."""
-    if request.allocation == "curves":
+    if request.uses_curves():
         return within(bench.groups, curves, cost, budget, request.round_to)
     shares = [step / 1000 for step in range(1, 1001)]
     fitting = [
@@ -232,6 +230,12 @@ def _search(
     """Halve the range of parameter budgets, on a logarithmic scale, until the answer is narrow enough."""
     whole = {group.name: group.units for group in bench.groups}
     least = {group.name: min(request.round_to, group.units) for group in bench.groups}
+    if largest:
+        fit, told = fits(whole)
+        yield f"the whole network: {told}"
+        if fit:
+            yield whole
+            return
     low, high = bench.costs.parameters(least), bench.costs.parameters(whole)
     best, found = whole, False
     for _ in range(TRIES):

@@ -49,11 +49,11 @@ def fine_tuning(train: TrainSection, steps: int) -> TrainSection:
 
 
 def scratch(
-    source: Source, model: nn.Module, store: RunStore, length: Duration, settings: Settings
+    source: Source, model: nn.Module, store: RunStore, length: Duration, extra: int, settings: Settings
 ) -> Iterator[Progress | Level]:
-    """Train a network of the same widths from fresh weights: the source's schedule, and then as long as `retrain`."""
+    """Train a network of the same widths from fresh weights: as long as the source, `retrain` and `extra` steps."""
     plan = source.plan
-    steps = plan.steps + length.steps(plan.steps_per_epoch)
+    steps = plan.steps + length.steps(plan.steps_per_epoch) + extra
     state = fresh_weights(source, model, derive_seed(plan.recipe.seed, "scratch"))
     yield from _train(source, model, store, plan.recipe.train, steps, state, settings)
 

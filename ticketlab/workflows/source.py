@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -107,7 +108,8 @@ def from_weights(given: Elsewhere, places: Places, overrides: Sequence[str]) -> 
     file = file.with_recipe(file.recipe.with_data(data.dataset.name, held_out))
     mean, std = given.mean or data.dataset.mean, given.std or data.dataset.std
     channels = data.dataset.input_shape[0]
-    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+    fits = len(mean) == len(std) == channels and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
+    if not fits:
         raise RunError(f"--mean, --std: {given.data} has {channels} channels; give one number for each, std above 0")
     plan = make_plan(file, Data(replace(data.dataset, mean=mean, std=std), data.stand_in_for, data.reason))
     model = plan.build(0)
@@ -129,13 +131,18 @@ def _recipe(given: Elsewhere, overrides: Sequence[str]) -> RecipeFile:
 def _load_(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> list[str]:
     """Put weights in place by name, or by order where only the names differ; returns what the user should know."""
     wanted = model.state_dict()
-    if set(state) == set(wanted):
+    broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise RunError(f"{path}: {', '.join(broken[:5])} hold numbers that are not finite")
+    if _names(state) == _names(wanted):
         wrong = [
-            f"{n} is {_shape(state[n])}, not {_shape(wanted[n])}" for n in wanted if state[n].shape != wanted[n].shape
+            f"{name} is {_shape(state[name])}, not {_shape(wanted[name])}"
+            for name in _names(wanted)
+            if state[name].shape != wanted[name].shape
         ]
         if wrong:
-            raise RunError(f"{path}: does not fit the model: {'; '.join(wrong[:5])}")
-        model.load_state_dict(dict(state))
+            raise RunError(f"{path}: does not fit the model: {'; '.join(sorted(wrong)[:5])}")
+        model.load_state_dict({**wanted, **state})
         return []
     pairs = _paired(wanted, state)
     if pairs is None:
@@ -156,7 +163,8 @@ def _load_(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> list[st
 def _paired(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, str] | None:
     """Our layer → the first unused layer of the file with the same tensors; None where any is left over."""
     ours, theirs = _layers(wanted), _layers(state)
-    free = sorted(theirs, key=_natural)  # safetensors keeps no order
+    # safetensors sorts names; a torch file has the order in which the layers were made
+    free = sorted(theirs, key=_natural) if list(state) == sorted(state) else list(theirs)
     pairs: dict[str, str] = {}
     for name, shapes in ours.items():
         match = next((other for other in free if theirs[other] == shapes), None)
@@ -167,12 +175,17 @@ def _paired(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[s
     return None if free else pairs
 
 
+def _names(state: Mapping[str, Tensor]) -> set[str]:
+    """Names of tensors; batch counters aside, which older files lack."""
+    return {name for name in state if not name.endswith("num_batches_tracked")}
+
+
 def _layers(state: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Layer → shapes of its tensors; batch counters aside, which older files lack."""
+    """Layer → shapes of its tensors."""
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, value in state.items():
         layer, _, leaf = name.rpartition(".")
-        if leaf != "num_batches_tracked":
+        if name in _names(state):
             found.setdefault(layer, {})[leaf] = tuple(value.shape)
     return found
 
