@@ -1,4 +1,4 @@
-"""Figures from finished runs, as bytes; colours for colour-blind readers, lines labelled where they end."""
+"""Figures from finished runs, as bytes; in colours for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -39,44 +39,44 @@ def accuracy_against_size(rows: Rows) -> Figure:
     for across, level in enumerate(columns):
         for down, epoch in enumerate(epochs):
             same = [row for row in rows if row["level"] == level]
-            _panel(axes[down][across], same, rows, epoch, is_last=across == len(columns) - 1)
+            _panel(axes[down][across], same, rows, epoch)
         sparsity = 100 * sum(row["sparsity"] for row in same) / len(same)
         axes[0][across].set_title(f"source {sparsity:.1f} % sparse", fontsize=10)
         axes[-1][across].set_xlabel("parameters")
+    lines = {line.get_label(): line for panel in axes.flat for line in panel.get_lines()}
+    figure.legend(list(lines.values()), list(lines), loc="center left", bbox_to_anchor=(0.91, 0.5), fontsize=8)
     for down, epoch in enumerate(epochs):
         axes[down][0].set_ylabel(f"test accuracy %, {epoch or 'no'} epoch{'s' * (epoch != 1)} after")
     return figure
 
 
-def _panel(axes: Axes, same: Rows, rows: Rows, epoch: int, is_last: bool) -> None:
+def _panel(axes: Axes, same: Rows, rows: Rows, epoch: int) -> None:
     """One source, one amount of retraining."""
     source = 100 * sum(row["source_accuracy"] for row in same) / len(same)
-    axes.axhline(source, color="black", linewidth=0.8, linestyle="--")
+    axes.axhline(source, color="black", linewidth=0.8, linestyle="--", label="the source")
     nonzeros = sum(row["source_nonzeros"] for row in same) / len(same)
-    axes.plot(nonzeros, source, marker="*", color="black", markersize=10, linestyle="none")
+    axes.plot(nonzeros, source, marker="*", color="black", markersize=10, linestyle="none", label="at its non-zeros")
     for colour, name in zip(COLOURS, SHOWN, strict=False):
         chosen = [row for row in same if method_name(row) == name and row["epochs"] == epoch]
-        _line(axes, chosen, colour, name, is_last)
+        _line(axes, chosen, colour, name)
     scratch = [row for row in rows if row["combine"] == "scratch" and row["epochs"] == epoch]
-    _line(axes, [row for row in scratch if row["allocation"] == "uniform"], "#7F7F7F", "from scratch", is_last)
+    _line(axes, [row for row in scratch if row["allocation"] == "uniform"], "#7F7F7F", "from scratch")
     axes.set_xscale("log")
     axes.set_ylim(bottom=max(0.0, source - 45), top=source + 3)
     axes.grid(alpha=0.25)
 
 
-def _line(axes: Axes, rows: Rows, colour: str, name: str, is_labelled: bool) -> None:
+def _line(axes: Axes, rows: Rows, colour: str, name: str) -> None:
     """Mean over replicates with a band from the smallest to the largest."""
     found = points(rows)
     if not found:
         return
     shares = {point.share: [100 * r["accuracy"] for r in rows if r["share"] == point.share] for point in found}
     sizes = [point.params for point in found]
-    axes.plot(sizes, [point.accuracy.mean for point in found], color=colour, marker=".", linewidth=1.3)
+    means = [point.accuracy.mean for point in found]
+    axes.plot(sizes, means, color=colour, marker=".", linewidth=1.3, label=name)
     low, high = ([f(shares[point.share]) for point in found] for f in (min, max))
     axes.fill_between(sizes, low, high, color=colour, alpha=0.15, linewidth=0)
-    if is_labelled:
-        axes.annotate(name, (sizes[0], found[0].accuracy.mean), color=colour, fontsize=7,
-                      xytext=(4, -8), textcoords="offset points")  # fmt: skip
 
 
 def error_curves(curves: Mapping[str, Sequence[float]], widths: Mapping[str, int]) -> Figure:

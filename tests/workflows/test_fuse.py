@@ -159,6 +159,16 @@ def test_scratch_starts_from_the_builder_s_own_distribution(ticket, machine):
     assert not fresh["fc1.bias"].any()
 
 
+def test_a_model_that_the_run_s_weights_do_not_fit_is_told(tiny, machine):
+    store = next(iter(list(prune_run(tiny(), machine)))).store
+    with pytest.raises(RunError, match="weights do not fit the model"):
+        from_run(store, machine.places, None, 1, ["model.options.widths={fc1: 7}"])
+    with pytest.raises(RunError, match="levels 0 to 2, not 3"):
+        from_run(store, machine.places, 3, 1, ())
+    with pytest.raises(RunError, match="replicate 2 has no finished level"):
+        from_run(store, machine.places, None, 2, ())
+
+
 # --- weights from elsewhere
 
 
@@ -241,7 +251,9 @@ def test_named_groups_are_used_instead_of_tracing(ticket, machine):
         ({"params": 10}, "narrowest network's cost"),
         ({"widths": {"#0": 5}}, "1 numbers for 2 groups"),
         ({"widths": {"fc3": 5}}, "no group 'fc3'"),
-        ({"widths": {"fc1": 0}}, "at least 1 unit"),
+        ({"widths": {"fc1": 0}}, "keep 1 to 300"),
+        ({"widths": {"fc1": 301}}, "keep 1 to 300"),
+        ({"keep_accuracy": float("nan")}, "finite number"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused_before_anything_is_written(ticket, machine, request_, message):
@@ -249,8 +261,7 @@ def test_requests_that_make_no_sense_are_refused_before_anything_is_written(tick
     with pytest.raises(Exception, match=message.replace("(", r"\(").replace(")", r"\)")) as caught:
         fused(ticket, machine, **request_)
     assert caught.value.exit_code == 2
-    if "narrowest" not in message:
-        assert sorted(machine.runs.iterdir()) == before
+    assert sorted(machine.runs.iterdir()) == before
 
 
 def test_networks_saved_without_batch_counters_are_taken_by_name(tmp_path, machine):

@@ -124,6 +124,10 @@ class RunStore:
                 self.read_ticket(replicate, level)
                 self.read_checkpoint(replicate, level)
 
+    def discard(self) -> None:
+        """Forget that the run was started; its lock then takes the folder away."""
+        (self.path / "manifest.json").unlink(missing_ok=True)
+
     # --- results of other commands
 
     @property

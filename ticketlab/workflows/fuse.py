@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketlab.cost import latencies, size
+from ticketlab.errors import FusionError
 from ticketlab.fusion.exact import fold_norms
 from ticketlab.fusion.widths import error_curves
 from ticketlab.models.compact import layer_widths, rebuild
@@ -79,8 +80,12 @@ def fuse_run(source: Source, request: Request, machine: Machine, should_stop: St
             if group.reason != "is the network's output":
                 yield Notice(f"left alone: {group.units} units of {group.name}: {group.reason}")
         _open(store, source, request)
-        with outcome(store):
-            yield from _fuse(bench, request, store, machine, should_stop)
+        try:
+            with outcome(store):
+                yield from _fuse(bench, request, store, machine, should_stop)
+        except FusionError:
+            store.discard()  # the request cannot be met, so there is no run
+            raise
 
 
 def _fuse(bench: Workbench, request: Request, store: RunStore, machine: Machine, should_stop: Stop) -> Iterator[Event]:
@@ -96,6 +101,7 @@ def _fuse(bench: Workbench, request: Request, store: RunStore, machine: Machine,
         settings = Settings(torch.device("cpu"), machine.checkpoint_seconds, should_stop)
         length = parse_duration(request.retrain)
         trained = store.part("retrained")
+        yield Notice(f"training on for {request.retrain}")
         for event in retrain(source, model, trained, length, settings):
             stages += _stages("retrained", event)
             yield event

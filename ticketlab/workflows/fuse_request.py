@@ -73,6 +73,10 @@ class Request:
             problems.append(f"--exact changes nothing, so --{asked[0].replace('_', '-')} has no meaning with it")
         if self.allocation not in (None, "curves", "uniform"):
             problems.append(f"--allocation is curves or uniform, not '{self.allocation}'")
+        for name in ("latency", "keep_accuracy"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                problems.append(f"--{name.replace('_', '-')} is a finite number from 0 on (got {value})")
         if self.share is not None and not 0 < self.share <= 1:
             problems.append("--share is above 0 and at most 1")
         for name, text in (("--distil", self.distil), ("--retrain", self.retrain)):

@@ -77,7 +77,9 @@ def prepare(source: Source, request: Request) -> Workbench:
     error = prove(source.model, traced.groups, probe)
     reduced = reduce_exactly(source.model, traced.groups, shape)
     groups = [group for group in reduced.groups if request.stream or not group.is_stream]
-    asked = _asked(request.widths, reduced.groups, groups) if request.widths is not None else None
+    asked = None
+    if request.widths is not None:
+        asked = _asked(request.widths, reduced.groups, groups, {g.name: g.units for g in traced.groups})
     groups = [group for group in reduced.groups if group in groups or group.name in (asked or ())]
     if not groups and not request.exact:
         raise FusionError("there is no group of units to fuse; --exact does what can be done, --stream may allow more")
@@ -86,8 +88,12 @@ def prepare(source: Source, request: Request) -> Workbench:
     return Workbench(source, traced, error, reduced, groups, images, cost_model(reduced.model, groups, macs), asked)
 
 
-def _asked(widths: Widths, every: Sequence[Group], usual: Sequence[Group]) -> Widths:
-    """Widths by group; those given without names belong to the usual groups in order."""
+def _asked(widths: Widths, every: Sequence[Group], usual: Sequence[Group], whole: Widths) -> Widths:
+    """Widths by group; those given without names belong to the usual groups in order.
+
+    Args:
+        whole: Units before exact reduction.
+    """
     if all(name.startswith("#") for name in widths):
         if len(widths) != len(usual):
             names = ", ".join(f"{group.name} ({group.units})" for group in usual)
@@ -97,8 +103,8 @@ def _asked(widths: Widths, every: Sequence[Group], usual: Sequence[Group]) -> Wi
     for name, width in widths.items():
         if name not in units:
             raise FusionError(f"--widths: no group '{name}'{did_you_mean(name, units)}")
-        if width < 1:
-            raise FusionError(f"--widths: {name} needs at least 1 unit (got {width})")
+        if not 1 <= width <= whole[name]:
+            raise FusionError(f"--widths: {name} has {whole[name]} units; keep 1 to {whole[name]} (got {width})")
     # exact reduction may have left fewer than were asked for
     return {name: min(width, units[name]) for name, width in widths.items()}
 

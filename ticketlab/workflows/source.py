@@ -83,7 +83,11 @@ def _level_model(plan: Plan, store: RunStore, replicate: int, level: int) -> nn.
     if ticket is None:
         raise RunError(f"{store.level_dir(replicate, level)}: the ticket is missing")
     model = plan.build(0)
-    model.load_state_dict(masked(store.read_weights(replicate, level, "early_stop"), ticket.mask))
+    weights = masked(store.read_weights(replicate, level, "early_stop"), ticket.mask)
+    wanted = {name: value.shape for name, value in model.state_dict().items()}
+    if {name: value.shape for name, value in weights.items()} != wanted:
+        raise RunError(f"{store.path}: its weights do not fit the model any more; leave --set model.… out")
+    model.load_state_dict(weights)
     return model.eval()
 
 
