@@ -110,8 +110,11 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        known = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, known) if known else ""
+        near = [path.parent, Path("recipes")] if path.parent == Path() else [path.parent]
+        known = sorted(str(found) for folder in near for found in folder.glob("*.yaml"))
+        hint = did_you_mean(str(path), known) if known else ""
+        if (named := Path("recipes", f"{path.stem}.yaml")).is_file():
+            hint = f"; did you mean '{named}'?"
         raise RecipeError(f"{path}: no such recipe{hint}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not a text file (a recipe is YAML in UTF-8)") from error

@@ -76,12 +76,12 @@ def test_weights_from_elsewhere(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "lenet_5"], "--model belong to --weights FILE"),
+        (["--model", "lenet_5"], "--model: only with --weights FILE"),
         (["--weights", "w.pt"], "needs --model and --data NAME"),
         (["--weights", "w.pt", "--model", "lenet_5", "--data", "digits"], "w.pt: no such file"),
         (["--widths", "56;68"], "write it as 56,68 or fc1=56,fc2=68"),
         (["--option", "threshold"], "write it as name=number"),
-        (["--groups", "none.yaml"], "cannot be read as YAML"),
+        (["--groups", "none.yaml"], "none.yaml: no such file"),
         (["none"], "no run 'none'"),
         ([], "no runs in"),
         (["a", "b"], "one run at a time"),

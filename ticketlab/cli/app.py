@@ -76,10 +76,11 @@ def prune(
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
         from ticketlab.cli.progress import follow
         from ticketlab.recipe_file import read_recipe
-        from ticketlab.workflows.run import Machine, plan_on, prune_run, stand_in_notice
+        from ticketlab.workflows.run import Machine, choose_device, plan_on, prune_run, stand_in_notice
 
         file = read_recipe(recipe, overrides or ())
         machine = Machine(runs, _places(data), device, workers, threads, checkpoint_seconds)
+        choose_device(device)
         if dry_run:
             plan = plan_on(file, machine.places)
             if plan.data.stand_in_for is not None:
@@ -244,6 +245,8 @@ def runs_rm(
         if yes or typer.confirm(f"Delete {found.path}?", err=True):
             remove_run(found)
             render.note(f"deleted {found.path}")
+        else:
+            render.note(f"kept {found.path}")
 
 
 @data_app.command("ls")

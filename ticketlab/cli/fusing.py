@@ -82,8 +82,11 @@ def groups(path: Path | None) -> list[dict[str, list[str]]] | None:
         return None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FusionError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise FusionError(f"{path}: cannot be read as YAML ({error})") from error
+        first = str(error).partition("\n")[0]
+        raise FusionError(f"{path}: cannot be read as YAML ({first})") from error
     entries = content if isinstance(content, list) else []
     if not entries or not all(_is_group(entry) for entry in entries):
         raise FusionError(f"{path}: a list of groups, each as {{producers: [conv1], norms: [bn1], consumers: [conv2]}}")
@@ -112,7 +115,7 @@ def elsewhere(
     if weights is None:
         extra = [name for name, value in told.items() if value is not None]
         if extra:
-            raise FusionError(f"{', '.join(extra)} belong to --weights FILE, which is missing")
+            raise FusionError(f"{', '.join(extra)}: only with --weights FILE, which is missing")
         return None
     if run or level is not None:
         raise FusionError("--weights names a network of its own: leave RUN and --level out")

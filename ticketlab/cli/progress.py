@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ticketlab.cli.render import console, note
+from ticketlab.cli.render import console, counted, note
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Event, Notice, Started
@@ -86,8 +86,9 @@ class Bars:
 
 def _opening(event: Started) -> str:
     plan = event.plan
+    replicates = counted(plan.recipe.replicates, "replicate")
     return (
-        f"{event.store.name}: {plan.recipe.replicates} replicates × {plan.recipe.pruning.levels + 1} levels on "
+        f"{event.store.name}: {replicates} × {plan.recipe.pruning.levels + 1} levels on "
         f"{plan.data.dataset.name} from {plan.data.dataset.source}, {event.device}, {event.workers} at a time"
     )
 

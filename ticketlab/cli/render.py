@@ -42,6 +42,11 @@ def result(content: object) -> None:
     print(content if isinstance(content, str) else jsonlib.dumps(content, indent=2, ensure_ascii=False))
 
 
+def counted(number: int, word: str) -> str:
+    """`1 replicate`, `2 replicates`."""
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
 def note(text: str) -> None:
     """One line on stderr."""
     print(text, file=sys.stderr, flush=True)
@@ -155,8 +160,8 @@ def plan(plan: Plan, runs: Path, json: bool) -> None:
     _print(table)
     minutes = expected.seconds / 60
     result(
-        f"{plan.recipe.replicates} replicates into {runs / plan.name}, about {expected.bytes / 1e6:.0f} MB of disk, "
-        f"roughly {minutes:.1f} minutes of one core in all"
+        f"{counted(plan.recipe.replicates, 'replicate')} into {runs / plan.name}, "
+        f"about {expected.bytes / 1e6:.0f} MB of disk, roughly {minutes:.1f} minutes of one core in all"
     )
 
 
@@ -254,11 +259,11 @@ def runs(stores: Sequence[RunStore], json: bool) -> None:
     if json:
         result({"runs": rows})
         return
-    table = _table("runs", ["run", "state", "data", "replicates", "levels", "updated"])
+    table = _table("runs", ["run", "method", "state", "data", "replicates", "levels", "updated"])
     for row in rows:
         data = f"{row['data']} (stand-in)" if row["stand_in_for"] else str(row["data"])
         others = (str(row[name]) for name in ("replicates", "levels", "updated"))
-        table.add_row(Path(str(row["run"])).name, str(row["state"]), data, *others)
+        table.add_row(Path(str(row["run"])).name, str(row["method"]), str(row["state"]), data, *others)
     _print(table)
 
 
@@ -275,6 +280,7 @@ def _run_row(store: RunStore) -> dict[str, object]:
         manifest, done, known = {}, [], "damaged"
     return {
         "run": str(store.path),
+        "method": manifest.get("method"),
         "state": known,
         "data": manifest.get("data"),
         "stand_in_for": manifest.get("stand_in_for"),

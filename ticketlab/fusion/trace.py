@@ -27,6 +27,9 @@ CONSTANT = -1
 FOREIGN = 0
 """Stands for what no unit of ours computes: the images, other constants."""
 
+LOGITS = "is the network's output"
+"""Why the last layer's units stay."""
+
 UNARY: dict[Any, str] = {
     **dict.fromkeys((nn.ReLU, functional.relu, torch.relu, "relu", "relu_", torch.relu_), "relu"),
     **dict.fromkeys((nn.LeakyReLU, functional.leaky_relu), "leaky_relu"),
@@ -138,7 +141,7 @@ class Numbering(fx.Interpreter):
         if node.op == "placeholder":
             return super().run_node(node)
         if node.op == "output":
-            self._freeze((args, kwargs), "is the network's output")
+            self._freeze((args, kwargs), LOGITS)
             return args[0]
         if node.op == "get_attr":
             return torch.full(self._shape(), FOREIGN)
@@ -267,6 +270,8 @@ class Numbering(fx.Interpreter):
 
     def _unknown(self, args: Any, kwargs: Any, why: str | None = None) -> Any:
         what = getattr(self.node.target, "__name__", str(self.node.target))
+        if self.node.op == "call_module":
+            what = type(self.fetch_attr(str(self.node.target))).__name__
         self._freeze((args, kwargs), why or f"meets an unknown operation, {what}")
         return _blank(self.node.meta.get("tensor_meta"))
 

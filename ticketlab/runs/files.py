@@ -67,8 +67,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     write_bytes(path, save(contiguous, metadata))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of a file; raises RunError when it is damaged in any bit."""
+    path = Path(path)
     try:
         content = path.read_bytes()
         tensors = load(content)

@@ -7,6 +7,7 @@ takes the sizes of its state.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,11 @@ def write_network(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, A
     write_tensors(path, state, {**facts, "format": FORMAT, "version": VERSION})
 
 
-def read_network(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_network(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State and facts of a network; raises RunError when it is damaged or of another format or version."""
     state, facts = read_tensors(path)
     if (facts.pop("format", None), facts.pop("version", None)) != (FORMAT, VERSION):
-        raise damaged(path, f"not a {FORMAT} file of version {VERSION}")
+        raise damaged(Path(path), f"not a {FORMAT} file of version {VERSION}")
     return state, facts
 
 
@@ -43,7 +44,9 @@ def read_foreign_state(path: Path) -> dict[str, Tensor]:
     Raises RunError for a file that is neither.
     """
     try:
-        content: Any = load_file(path) if path.suffix == ".safetensors" else load(path, "cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks about pickles; what matters is said below
+            content: Any = load_file(path) if path.suffix == ".safetensors" else load(path, "cpu", weights_only=True)
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such file") from error
     except (OSError, SafetensorError) as error:

@@ -47,11 +47,11 @@ def write_ticket(path: Path, ticket: Ticket) -> None:
     write_tensors(path, tensors, {**ticket.facts, "format": FORMAT, "version": VERSION, "shapes": shapes})
 
 
-def read_ticket(path: Path) -> Ticket:
+def read_ticket(path: Path | str) -> Ticket:
     """Load a ticket; raises RunError when it is damaged or of another format or version."""
     tensors, facts = read_tensors(path)
     if (facts.pop("format", None), facts.pop("version", None)) != (FORMAT, VERSION):
-        raise damaged(path, f"not a {FORMAT} file of version {VERSION}")
+        raise damaged(Path(path), f"not a {FORMAT} file of version {VERSION}")
     shapes = facts.pop("shapes")
     mask = {name: unpack(tensors[f"mask/{name}"], shape) for name, shape in shapes.items()}
     weights = {name.removeprefix("weights/"): value for name, value in tensors.items() if name.startswith("weights/")}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ticketlab.cost import latencies, size
 from ticketlab.errors import FusionError
 from ticketlab.fusion.exact import fold_norms
+from ticketlab.fusion.trace import LOGITS
 from ticketlab.fusion.widths import error_curves
 from ticketlab.models.compact import layer_widths, rebuild
 from ticketlab.runs.manifest import environment, now
@@ -77,7 +78,7 @@ def fuse_run(source: Source, request: Request, machine: Machine, should_stop: St
         with told(store):
             bench = prepare(source, request)
         for group in bench.trace.frozen:
-            if group.reason != "is the network's output":
+            if group.reason != LOGITS:
                 yield Notice(f"left alone: {group.units} units of {group.name}: {group.reason}")
         _open(store, source, request)
         try:
@@ -114,6 +115,8 @@ def _fuse(bench: Workbench, request: Request, store: RunStore, machine: Machine,
                 stages += _stages("scratch", event)
                 yield event
     record = _record(bench, request, store, model, {**made.facts, "stages": stages})
+    if record["after"]["params"] == size(source.model, bench.images.shape[1:]).params:
+        yield Notice("nothing was removed: the network is as large as before")
     _write(store, bench, model, record, made.unit_map)
     yield Fusion(store, record)
 

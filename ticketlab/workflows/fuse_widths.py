@@ -16,7 +16,7 @@ from ticketlab.fusion.exact import Reduced, reduce_exactly
 from ticketlab.fusion.fuse import Fused, Method, fuse
 from ticketlab.fusion.groups import Group, keep_units_, named_groups, prove, removable
 from ticketlab.fusion.refit import refit_
-from ticketlab.fusion.trace import Trace, trace
+from ticketlab.fusion.trace import LOGITS, Trace, trace
 from ticketlab.fusion.widths import Costs, Widths, cost_model, uniform, within
 from ticketlab.registry import did_you_mean
 from ticketlab.seeds import derive_seed
@@ -82,7 +82,11 @@ def prepare(source: Source, request: Request) -> Workbench:
         asked = _asked(request.widths, reduced.groups, groups, {g.name: g.units for g in traced.groups})
     groups = [group for group in reduced.groups if group in groups or group.name in (asked or ())]
     if not groups and not request.exact:
-        raise FusionError("there is no group of units to fuse; --exact does what can be done, --stream may allow more")
+        reasons = "; ".join(f"{g.name} {g.reason}" for g in traced.frozen if g.reason != LOGITS)
+        raise FusionError(
+            f"there is no group of units to fuse{f' ({reasons})' if reasons else ''}; --exact does what can be done, "
+            "--stream fuses residual streams too"
+        )
     macs = layer_macs(reduced.model, shape)
     images = calibration(source, request, sum(macs.values()))
     return Workbench(source, traced, error, reduced, groups, images, cost_model(reduced.model, groups, macs), asked)

@@ -117,7 +117,8 @@ def from_weights(given: Elsewhere, places: Places, overrides: Sequence[str]) -> 
         raise RunError(f"--mean, --std: {given.data} has {channels} channels; give one number for each, std above 0")
     plan = make_plan(file, Data(replace(data.dataset, mean=mean, std=std), data.stand_in_for, data.reason))
     model = plan.build(0)
-    notices = _load_(model, state, given.weights)
+    notices = [f"pixels are normalised with mean {_plain(mean)} and std {_plain(std)}"]
+    notices += _load_(model, state, given.weights)
     facts = {"weights": str(given.weights), "digest": digest(model.state_dict())}
     return Source(given.weights.stem, plan, model.eval(), None, facts, tuple(notices))
 
@@ -137,7 +138,7 @@ def _load_(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> list[st
     wanted = model.state_dict()
     broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
     if broken:
-        raise RunError(f"{path}: {', '.join(broken[:5])} hold numbers that are not finite")
+        raise RunError(f"{path}: {', '.join(broken[:5])} not all finite numbers")
     if _names(state) == _names(wanted):
         wrong = [
             f"{name} is {_shape(state[name])}, not {_shape(wanted[name])}"
@@ -199,6 +200,10 @@ def _natural(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
+def _plain(numbers: tuple[float, ...]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
+
+
 def _shape(value: Tensor) -> str:
     return "×".join(map(str, value.shape)) or "a number"
 
@@ -208,8 +213,11 @@ def _listed(state: Mapping[str, Tensor]) -> str:
 
 
 def load_network(path: Path | str) -> nn.Module:
-    """The network in a file that ticketlab wrote, ready for evaluation, compact ones at their own size."""
-    state, facts = read_network(Path(path))
+    """The network in a file that ticketlab wrote, ready for evaluation, compact ones at their own size.
+
+    It expects (pixel / 255 - mean) / std; both are among the facts that `read_network` returns.
+    """
+    state, facts = read_network(path)
     for plugin in facts["plugins"]:
         load_file(Path(plugin))
     section = ModelSection.model_validate(facts["model"])
