@@ -49,13 +49,38 @@ def layer_macs(model: nn.Module, shape: Shape) -> dict[str, int]:
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model.eval()(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
     model.train(mode)
-    root = type(model).__name__
-    counts = counter.get_flop_counts()
+    root, counts = type(model).__name__, counter.get_flop_counts()
     return {
         name: sum(counts.get(f"{root}.{name}", {}).values()) // 2
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     }
+
+
+def training_flops(model: nn.Module, shape: Shape) -> dict[str, int]:
+    """Floating-point operations of each layer for one example, forward and backward; zeros count too.
+
+    Two for each multiply-accumulate, once forward and once for the gradients of the weights; a third time for the
+    gradients of the inputs, which a layer that reads the images does not need.
+    """
+    reads_images: set[str] = set()
+    macs = layer_macs(model, shape)
+
+    def look(name: str) -> object:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if not inputs[0].requires_grad:
+                reads_images.add(name)
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(look(name)) for name in macs]  # type: ignore[arg-type]
+    mode = model.training
+    like = next(model.parameters())
+    model.eval()(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+    model.train(mode)
+    for handle in hooks:
+        handle.remove()
+    return {name: 2 * count * (2 if name in reads_images else 3) for name, count in macs.items()}
 
 
 @torch.inference_mode()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from ticketlab.fusion_findings import Rows, levels, method_name, points
 
@@ -109,3 +112,68 @@ def bars(values: Mapping[str, float], label: str) -> Figure:
     axes.set_xlabel(label)
     axes.tick_params(axis="y", labelsize=8)
     return figure
+
+
+def mask_distances(record: Mapping[str, Any]) -> Figure:
+    """An early-bird search: for each density the distances of all masks as a heat map, and against the step.
+
+    Args:
+        record: As the search writes it: steps, tracks, draws, window, epsilon, measure, total_steps.
+    """
+    tracks, steps = record["tracks"], record["steps"]
+    figure = Figure(figsize=(4.2 * len(tracks) + 0.8, 7), layout="constrained")
+    axes = figure.subplots(2, len(tracks), squeeze=False)
+    unit = "in units of chance" if record["measure"] == "chance" else "fraction of positions"
+    highest = max((d for track in tracks for row in track["distances"] for d in row), default=1.0)
+    for across, track in enumerate(tracks):
+        draws = [d for d in record["draws"] if d["density"] == track["density"] and d["chosen"]]
+        title = f"density {100 * track['density']:g} %"
+        if draws:
+            title += f": drawn at step {draws[0]['step']:,}" + ("" if draws[0]["settled"] else ", not settled")
+        axes[0][across].set_title(title, fontsize=10)
+        if steps:
+            shown = _heat_map(axes[0][across], steps, track["distances"], draws, highest)
+            if across == len(tracks) - 1:
+                figure.colorbar(shown, ax=axes[0][across], label=f"mask distance, {unit}")
+        _settling(axes[1][across], record, track, draws)
+    axes[0][0].set_ylabel("step of a mask")
+    axes[1][0].set_ylabel(f"largest distance in the window, {unit}")
+    return figure
+
+
+def _heat_map(
+    axes: Axes, steps: Sequence[int], rows: Sequence[Sequence[float]], draws: Sequence[Any], highest: float
+) -> AxesImage:
+    """Distance of every two masks; both axes are their steps. What was not compared stays blank."""
+    table = np.full((len(steps), len(steps)), np.nan)
+    for index, row in enumerate(rows):
+        table[index, index] = 0.0
+        table[index, index - len(row) : index] = row
+        table[index - len(row) : index, index] = row
+    half = (steps[1] - steps[0]) / 2 if len(steps) > 1 else steps[0] / 2
+    edges = (steps[0] - half, steps[-1] + half)
+    shown = axes.imshow(table, origin="lower", extent=(*edges, *edges), cmap="viridis", vmin=0, vmax=highest or 1.0)
+    for draw in draws:
+        axes.axvline(draw["step"], color=COLOURS[1], linewidth=1.2)
+        axes.axhline(draw["step"], color=COLOURS[1], linewidth=1.2)
+    return shown
+
+
+def _settling(axes: Axes, record: Mapping[str, Any], track: Mapping[str, Any], draws: Sequence[Any]) -> None:
+    """Largest distance of each mask to the others of its window, against the step, with ε and the draw."""
+    others = record["window"] - 1
+    points = [
+        (step, max(row[-others:]))
+        for step, row in zip(record["steps"], track["distances"], strict=True)
+        if len(row) >= others
+    ]
+    axes.plot([step for step, _ in points], [distance for _, distance in points], color=COLOURS[0], marker=".")
+    axes.axhline(record["epsilon"], color="black", linewidth=0.8, linestyle="--")
+    axes.annotate(f"ε = {record['epsilon']:g}", (0.99, record["epsilon"]), xycoords=("axes fraction", "data"),
+                  ha="right", va="bottom", fontsize=8)  # fmt: skip
+    for draw in draws:
+        axes.axvline(draw["step"], color=COLOURS[1], linewidth=1.2)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, record["total_steps"])
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.25)

@@ -19,6 +19,7 @@ Time = Annotated[
 ]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Density = Annotated[float, Field(gt=0, lt=1)]
 Options = dict[str, Any]
 
 
@@ -81,6 +82,8 @@ class TrainSection(Section):
     """Factor at each milestone."""
     evaluate_every: Time = Duration(100, "it")
     """Grid on which validation loss is read; the early-stop step is its minimum."""
+    slimming: Annotated[float, Field(ge=0)] = 0.0
+    """L1 penalty on batch-norm scales (network slimming): s · sign(γ) is added to their gradients."""
 
     def model_post_init(self, _: Any, /) -> None:
         """Refuse settings that the chosen optimizer would ignore."""
@@ -113,20 +116,44 @@ class PruningSection(Section):
     """Prune–rewind–train rounds after the dense level 0; can be extended later."""
     rewind: Time = Duration(0, "it")
     """Step of level 0 whose weights a ticket restarts from."""
-    after: Literal["rewind", "lr_rewind", "finetune", "reinit"] = "rewind"
+    after: Literal["rewind", "lr_rewind", "finetune", "reinit", "continue"] = "rewind"
     """Restart: rewound weights and schedule; trained weights with the schedule rewound; trained weights at
-    the last learning rate; or fresh random weights."""
+    the last learning rate; fresh random weights; or (early_bird) weights and schedule where the draw found them."""
+
+
+class EarlyBirdSection(Section):
+    """method: early_bird. When tickets are drawn from a network that is still training, and which."""
+
+    granularity: Literal["weights", "channels"] = "weights"
+    """What a mask keeps or removes: single weights by the criterion, or channels by their batch-norm scale."""
+    densities: Annotated[tuple[Density, ...], Field(strict=False, min_length=1)] = (0.5,)
+    """Fraction of weights (or channels) that each ticket keeps; all are looked for in one training."""
+    every: Time | None = None
+    """Time between two masks; left out, a fortieth of the training."""
+    window: Annotated[int, Field(ge=2)] = 5
+    """Masks that are compared with each other, the newest among them."""
+    distance: Literal["chance", "hamming"] = "chance"
+    """Unit of mask distances: of what chance would give, or (the paper) of all positions."""
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    """A ticket is drawn when the newest mask is closer than this to all others of the window; left out, the value
+    that was calibrated for the unit."""
+    patience: Time | None = None
+    """Time at which a ticket is drawn though its mask still moves; left out, the end of training."""
+    also_at: Annotated[tuple[Time, ...], Field(strict=False)] = ()
+    """Times at which tickets are drawn as well, to compare with; the end of training is one-shot pruning."""
 
 
 class Recipe(Section):
     """One experiment."""
 
-    method: Literal["imp", "oneshot"] = "imp"
-    """imp: iterative pruning, level by level; oneshot: every level prunes the dense network at once."""
+    method: Literal["imp", "oneshot", "early_bird"] = "imp"
+    """imp: iterative pruning, level by level; oneshot: every level prunes the dense network at once; early_bird:
+    tickets are drawn while the dense network trains, as soon as their masks stop moving."""
     model: ModelSection
     data: DataSection
     train: TrainSection
     pruning: PruningSection = PruningSection()
+    early_bird: EarlyBirdSection = EarlyBirdSection()
     replicates: Annotated[int, Field(ge=1)] = 1
     """Repetitions with seeds `seed`, `seed + 1`, …; more can be added later."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

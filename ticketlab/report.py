@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,8 +32,8 @@ class Row:
     level: int
     density: float
     test_accuracy: Estimate
-    minus_dense: Estimate
-    """Test accuracy minus that of level 0 of the same replicate."""
+    minus_dense: Estimate | None
+    """Test accuracy minus that of level 0 of the same replicate; None where level 0 ended early."""
     final_test_accuracy: Estimate
     val_accuracy: Estimate
     early_stop_step: Estimate
@@ -57,7 +57,8 @@ def estimate(values: Sequence[float]) -> Estimate:
 def summarise(levels: Sequence[Level]) -> list[Row]:
     """One row for each level, in order."""
     rows = []
-    dense = {level.replicate: level.test_accuracy for level in levels if level.level == 0}
+    end = max(map(_end, levels), default=0)
+    dense = {level.replicate: level.test_accuracy for level in levels if level.level == 0 and _end(level) == end}
     for index in sorted({level.level for level in levels}):
         same = [level for level in levels if level.level == index]
         accuracies = [level.test_accuracy for level in same]
@@ -66,7 +67,7 @@ def summarise(levels: Sequence[Level]) -> list[Row]:
                 level=index,
                 density=same[0].density,
                 test_accuracy=estimate(accuracies),
-                minus_dense=estimate([level.test_accuracy - dense[level.replicate] for level in same]),
+                minus_dense=_minus(same, dense),
                 final_test_accuracy=estimate([level.final_test_accuracy for level in same]),
                 val_accuracy=estimate([level.val_accuracy for level in same]),
                 early_stop_step=estimate([float(level.early_stop_step) for level in same]),
@@ -76,6 +77,16 @@ def summarise(levels: Sequence[Level]) -> list[Row]:
             )
         )
     return rows
+
+
+def _end(level: Level) -> float:
+    """The step of the schedule at which a level ended."""
+    return level.curve[-1]["step"] if level.curve else level.steps
+
+
+def _minus(levels: Sequence[Level], dense: Mapping[int, float]) -> Estimate | None:
+    paired = [level.test_accuracy - dense[level.replicate] for level in levels if level.replicate in dense]
+    return estimate(paired) if len(paired) == len(levels) else None
 
 
 def run_levels(store: RunStore) -> list[Level]:

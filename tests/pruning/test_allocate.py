@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ticketlab.errors import PruningError
-from ticketlab.pruning.allocate import Pool, allocate, keep_count, make_pools, prune
+from ticketlab.pruning.allocate import Pool, allocate, keep_at, keep_count, make_pools, prune
 
 LENET = {"fc1.weight": 235_200, "fc2.weight": 30_000, "output.weight": 1_000}
 # Frankle & Carbin 2019, labels of figure 3 and on
@@ -125,3 +125,26 @@ def test_pruning_goes_pool_by_pool_and_keeps_the_order_of_layers():
     assert list(found) == ["x", "y"]
     assert found["x"].tolist() == [False, True, True, True]
     assert found["y"].tolist() == [True, True, False, False]
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=40), st.data())
+def test_the_selection_is_what_a_stable_sort_gives(numbers, data):
+    """Few different numbers, so that there are ties; sorted independently with Python's own stable sort."""
+    alive = data.draw(st.lists(st.booleans(), min_size=len(numbers), max_size=len(numbers)).filter(any))
+    count = data.draw(st.integers(1, sum(alive)))
+    kept = keep({"a": torch.tensor(numbers, dtype=torch.float32)}, {"a": torch.tensor(alive)}, count)["a"].tolist()
+    order = sorted((number, index) for index, number in enumerate(numbers) if alive[index])
+    assert [index for index, stays in enumerate(kept) if stays] == sorted(i for _, i in order[len(order) - count :])
+
+
+def test_a_density_is_kept_exactly_by_pools_of_the_common_rate():
+    pools = make_pools(LENET, "layer", 0.2)
+    assert [keep_at(pool, LENET, 0.05, 0.2) for pool in pools] == [11_760, 1_500, 50]
+    assert keep_at(Pool(("a",), 0.2), {"a": 5}, 0.5, 0.2) == 3  # 2.5, rounded up
+    assert keep_at(Pool(("a", "b"), 0.2), {"a": 5, "b": 5}, 0.01, 0.2) == 2
+    assert keep_at(Pool(("a",), 0.0), {"a": 5}, 0.01, 0.2) == 5
+
+
+def test_a_pool_with_its_own_rate_is_pruned_as_often_as_the_others():
+    """0.8³ = 0.512: three times; at rate 0.1 three times leave 0.729."""
+    assert keep_at(Pool(("a",), 0.1), {"a": 1000}, 0.512, 0.2) == 729

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ticketlab.pruning.masks import density, distance, full_mask, layer_densities, masked, prunable, remaining
+from ticketlab.pruning.masks import density, full_mask, masked, prunable, remaining
 
 
 def toy_mask():
@@ -22,15 +22,6 @@ def test_only_weights_of_linear_and_convolution_layers_may_be_pruned():
 def test_density_counts_what_remains():
     assert remaining(toy_mask()) == 4
     assert density(toy_mask()) == 0.5
-    assert layer_densities(toy_mask()) == {"a.weight": 0.25, "b.weight": 0.75}
-
-
-def test_distance_is_the_fraction_of_differing_positions():
-    other = toy_mask()
-    other["a.weight"] = torch.tensor([[False, True], [False, False]])
-    assert distance(toy_mask(), toy_mask()) == 0
-    assert distance(toy_mask(), other) == 2 / 8
-    assert distance(other, toy_mask()) == distance(toy_mask(), other)
 
 
 def test_masking_copies_and_leaves_positive_zeros_even_over_nan():

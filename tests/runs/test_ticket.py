@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from ticketlab.errors import RunError
-from ticketlab.pruning.masks import masked
+from ticketlab.pruning.masks import masked, pack, unpack
 from ticketlab.runs.files import write_tensors
-from ticketlab.runs.ticket import Ticket, digest, pack, read_ticket, unpack, write_ticket
+from ticketlab.runs.ticket import Ticket, digest, read_ticket, write_ticket
 
 MASK = {"a.weight": torch.rand(7, 5) < 0.3, "b.weight": torch.rand(3, 3) < 0.5}
 WEIGHTS = {"a.weight": torch.randn(7, 5), "a.bias": torch.randn(7), "b.weight": torch.randn(3, 3)}

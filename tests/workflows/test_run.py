@@ -11,7 +11,8 @@ from worker_bodies import count, die_always, die_once, fail_second, never_ends
 from ticketlab.errors import FailedRun, Interrupted, RunError, TicketlabError
 from ticketlab.report import run_levels, run_report
 from ticketlab.runs.store import Level
-from ticketlab.workflows.run import Machine, Notice, Started, choose_device, prune_run
+from ticketlab.workflows.run import Machine, Started, choose_device, prune_run
+from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.workers import Died, run_replicates
 
 

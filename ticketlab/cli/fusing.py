@@ -15,9 +15,10 @@ from ticketlab.fusion_findings import method_name
 from ticketlab.registry import did_you_mean
 from ticketlab.runs.store import Level, find_run
 from ticketlab.workflows.fuse import Event, Fusion
-from ticketlab.workflows.run import Machine, Notice
+from ticketlab.workflows.run import Machine
 from ticketlab.workflows.source import Elsewhere, Source, from_run, from_weights
 from ticketlab.workflows.study import Study, study_run
+from ticketlab.workflows.train_level import Notice, Progress
 
 ROWS_PER_LINE = 25
 
@@ -158,7 +159,7 @@ def follow(events: Iterable[Event], quiet: bool) -> Fusion:
         elif isinstance(event, Level):
             if not quiet:
                 note(f"trained {event.steps} steps in {event.seconds:.1f} s: test {100 * event.test_accuracy:.2f} %")
-        elif not quiet:
+        elif isinstance(event, Progress) and not quiet:
             note(f"step {event.step} of {event.stop}: validation {100 * event.val_accuracy:.2f} %")
     assert done is not None
     return done

@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ticketlab.cli.render import console, counted, note
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.run import Event, Notice, Started
+from ticketlab.workflows.run import Event, Started
+from ticketlab.workflows.train_level import Drawn, Notice
 from ticketlab.workflows.train_level import Progress as StepProgress
 
 
@@ -29,6 +30,9 @@ def follow(events: Iterable[Event], quiet: bool) -> tuple[RunStore, list[Level]]
                     bars.say(_opening(event))
             elif isinstance(event, Notice):
                 bars.say(event.text)
+            elif isinstance(event, Drawn):
+                if not quiet:
+                    bars.say(_drawn(event))
             elif isinstance(event, Level):
                 levels.append(event)
                 bars.finish(event)
@@ -61,16 +65,21 @@ class Bars:
     def start(self, plan: Plan) -> None:
         """Make the bars."""
         self._plan = plan
-        steps = sum(plan.steps - plan.start(level) for level in range(plan.recipe.pruning.levels + 1))
+        steps = self._steps_from(0)
         for replicate in range(1, plan.recipe.replicates + 1):
             self._tasks[replicate] = self.progress.add_task(f"replicate {replicate}", total=steps)
             self._done[replicate] = 0
 
+    def _steps_from(self, level: int) -> int:
+        """Steps from a level's start to the end, as far as can be known before."""
+        assert self._plan is not None
+        return sum(self._plan.steps - self._plan.start(index) for index in range(level, self._plan.levels + 1))
+
     def move(self, event: StepProgress) -> None:
         """A little further inside a level."""
         assert self._plan is not None
-        level = f"replicate {event.replicate} · level {event.level}/{self._plan.recipe.pruning.levels}"
-        within = event.step - self._plan.start(event.level)
+        level = f"replicate {event.replicate} · level {event.level}/{self._plan.levels}"
+        within = event.step - event.start
         self.progress.update(
             self._tasks[event.replicate], description=level, completed=self._done[event.replicate] + within
         )
@@ -78,7 +87,11 @@ class Bars:
     def finish(self, level: Level) -> None:
         """A level is done."""
         self._done[level.replicate] += level.steps
-        self.progress.update(self._tasks[level.replicate], completed=self._done[level.replicate])
+        done = self._done[level.replicate]
+        # a search may end early, a ticket may continue where it was drawn
+        self.progress.update(
+            self._tasks[level.replicate], completed=done, total=done + self._steps_from(level.level + 1)
+        )
 
     def _print(self, text: str) -> None:
         self.progress.console.print(text, markup=False, highlight=False)
@@ -88,8 +101,16 @@ def _opening(event: Started) -> str:
     plan = event.plan
     replicates = counted(plan.recipe.replicates, "replicate")
     return (
-        f"{event.store.name}: {replicates} × {plan.recipe.pruning.levels + 1} levels on "
+        f"{event.store.name}: {replicates} × {plan.levels + 1} levels on "
         f"{plan.data.dataset.name} from {plan.data.dataset.source}, {event.device}, {event.workers} at a time"
+    )
+
+
+def _drawn(event: Drawn) -> str:
+    distance = "" if event.distance is None else f" (mask distance {event.distance:.3f})"
+    return (
+        f"replicate {event.replicate} drew the ticket of density {event.density:g} at step {event.step:,} of "
+        f"{event.stop:,}{distance}{'' if event.settled else ', its mask not settled'}"
     )
 
 

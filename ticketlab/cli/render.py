@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ticketlab.data.sources import Located
+    from ticketlab.draws import Cost
     from ticketlab.report import Estimate, Row
     from ticketlab.runs.store import Level, RunStore
     from ticketlab.workflows.doctor import Finding
@@ -30,6 +32,12 @@ if TYPE_CHECKING:
 LEVEL_COLUMNS = (
     "level", "density\n%", "sparsity\n%", "test\naccuracy %", "n", "minus\ndense %", "at\nend %", "early\nstop",
     "ms per\nstep",
+)  # fmt: skip
+
+DRAW_COLUMNS = (
+    "density\n%", "drawn at\nstep", "", "test\naccuracy %", "minus ticket\nof the end %", "10¹² operations\ndense",
+    "\nticket", "% of\none-shot", "% of\niterative", "remaining weights\nonly, % of one-shot", "% of\niterative",
+    "seconds", "% of\none-shot",
 )  # fmt: skip
 
 FUSION_COLUMNS = (
@@ -89,11 +97,14 @@ def stop_request() -> Iterator[Callable[[], bool]]:
 def levels(store: RunStore, found: Sequence[Level], json: bool) -> None:
     """The levels of a run."""
     if json:
+        from ticketlab.draws import draws
         from ticketlab.report import run_report
 
-        result(run_report(store, found))
+        drawn = [asdict(draw) for draw in draws(store, found)]
+        result(run_report(store, found) | ({"draws": drawn} if drawn else {}))
     else:
         _level_table(store, found)
+        _draw_table(store, found)
         note(f"run: {store.path}   look: tensorboard --logdir {store.path}")
 
 
@@ -119,11 +130,45 @@ def _cells(row: Row) -> list[str]:
         f"{100 * (1 - row.density):.2f}",
         _with_interval(row.test_accuracy, ".2f"),
         str(row.test_accuracy.n),
-        _with_interval(row.minus_dense, "+.2f") if row.level else "",
+        _with_interval(row.minus_dense, "+.2f") if row.level and row.minus_dense else "",
         f"{100 * row.final_test_accuracy.mean:.2f}",
         f"{row.early_stop_step.mean:.0f}",
         f"{row.step_ms:.2f}",
     ]
+
+
+def _draw_table(store: RunStore, levels: Sequence[Level]) -> None:
+    """Early-bird tickets, and what each cost, search included, against other ways to a ticket of its density."""
+    from ticketlab.draws import draw_rows, draws
+
+    rows = draw_rows(draws(store, levels))
+    if not rows:
+        return
+    title = "tickets, and their training from nothing against one-shot pruning (dense to the end, then the ticket)"
+    table = _table(f"{title} and iterative pruning", DRAW_COLUMNS)
+    for row in rows:
+        drawn = f"{row.step:,.0f} ({100 * row.share:.0f} %)"
+        how = f"settled {row.settled} of {row.test_accuracy.n}" if row.chosen else "fixed"
+        table.add_row(
+            f"{100 * row.density:g}",
+            drawn,
+            how,
+            _with_interval(row.test_accuracy, ".2f"),
+            "" if row.minus_end is None else _with_interval(row.minus_end, "+.2f"),
+            *(f"{part / 1e12:.3g}" for part in (row.executed.dense, row.executed.ticket)),
+            *_shares(row.executed),
+            *_shares(row.remaining),
+            f"{row.seconds.total:.1f}",
+            _shares(row.seconds)[0] + ("" if row.is_measured else " *"),
+        )
+    _print(table)
+    if not all(row.is_measured for row in rows):
+        note("* reckoned from seconds per step; also_at: the end of training measures it")
+
+
+def _shares(cost: Cost) -> tuple[str, str]:
+    """A cost as a percentage of one-shot and of iterative pruning's."""
+    return f"{100 * cost.total / cost.one_shot:.0f}", f"{100 * cost.total / cost.imp:.0f}"
 
 
 def _with_interval(estimate: Estimate, form: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -34,11 +34,17 @@ def _initialise_(model: nn.Module, fill_: Callable[[Any], Any]) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def uniform_scales_(model: nn.Module) -> None:
-    """Batch-norm scales drawn from U(0, 1) instead of 1, so that they differ from the start."""
+Scales = Literal["ones", "half", "uniform"]
+"""What batch-norm scales start from: 1, ½ (network slimming, Liu et al. 2017), or U(0, 1) (Frankle et al. 2020)."""
+
+
+def scales_(model: nn.Module, start: Scales) -> None:
+    """Set the batch-norm scales of a network."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and start == "uniform":
             nn.init.uniform_(module.weight)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, {"ones": 1.0, "half": 0.5}[start])
 
 
 def widths_of(asked: Widths | None, usual: Widths, classes: int) -> list[int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ticketlab.models.registry import Shape, Widths, kaiming_normal_, models, uniform_scales_, widths_of
+from ticketlab.models.registry import Scales, Shape, Widths, kaiming_normal_, models, scales_, widths_of
 
 
 class ResidualBlock(nn.Module):
@@ -73,7 +73,7 @@ def resnet_20(
     inputs: Shape,
     classes: int,
     *,
-    batchnorm_init: Literal["ones", "uniform"] = "uniform",
+    batchnorm_init: Scales = "uniform",
     widths: Widths | None = None,
 ) -> nn.Module:
     """About 271,000 weights; shortcuts that change shape are 1×1 convolutions, as in lottery ticket work.
@@ -82,6 +82,5 @@ def resnet_20(
     """
     model = ResNet(inputs[0], classes, blocks=3, stages=(16, 32, 64), widths=widths)
     kaiming_normal_(model)
-    if batchnorm_init == "uniform":
-        uniform_scales_(model)
+    scales_(model, batchnorm_init)
     return model

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal
 
 from torch import nn
 
-from ticketlab.models.registry import Shape, Widths, kaiming_normal_, models, uniform_scales_, widths_of
+from ticketlab.models.registry import Scales, Shape, Widths, kaiming_normal_, models, scales_, widths_of
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -17,7 +16,7 @@ def vgg_16(
     inputs: Shape,
     classes: int,
     *,
-    batchnorm_init: Literal["ones", "uniform"] = "uniform",
+    batchnorm_init: Scales = "uniform",
     widths: Widths | None = None,
 ) -> nn.Module:
     """14.7 million weights; batch-norm scales start uniform in 0…1 as in the lottery ticket experiments.
@@ -43,6 +42,5 @@ def vgg_16(
     layers["output"] = nn.Linear(entering, classes)
     model = nn.Sequential(layers)
     kaiming_normal_(model)
-    if batchnorm_init == "uniform":
-        uniform_scales_(model)
+    scales_(model, batchnorm_init)
     return model

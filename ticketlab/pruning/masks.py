@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Mask = dict[str, Tensor]
@@ -51,12 +54,11 @@ def density(mask: Mask) -> float:
     return remaining(mask) / total(mask)
 
 
-def layer_densities(mask: Mask) -> dict[str, float]:
-    """Density of each layer."""
-    return {name: density({name: kept}) for name, kept in mask.items()}
+def pack(mask: Tensor) -> NDArray[np.uint8]:
+    """Bool tensor → bytes of eight weights each, first weight in the highest bit; the last is filled with zeros."""
+    return np.packbits(mask.cpu().numpy().reshape(-1))
 
 
-def distance(first: Mask, second: Mask) -> float:
-    """Normalised Hamming distance: fraction of positions at which two masks of the same layers differ."""
-    differing = sum(int((first[name] ^ second[name]).sum()) for name in first)
-    return differing / total(first)
+def unpack(packed: NDArray[np.uint8], shape: Sequence[int]) -> Tensor:
+    """The bool tensor of a shape that `pack` packed."""
+    return torch.from_numpy(np.unpackbits(packed, count=math.prod(shape)).astype(bool)).reshape(tuple(shape))

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -44,6 +45,15 @@ class LevelEvents:
         """Histogram of each layer's live weights; dead ones would hide them under a spike at zero."""
         for name, kept in mask.items():
             self._writer.add_histogram(f"live_weights/{name}", weights[name][kept].cpu().numpy(), step)
+
+    def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
+        """Named numbers under one heading."""
+        for name, value in values.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def picture(self, name: str, png: bytes, step: int) -> None:
+        """A figure as it stands now."""
+        self._writer.add_image(name, _pixels(png), step, dataformats="HWC")
 
     def flush(self) -> None:
         """Put all events on disk."""
@@ -109,5 +119,9 @@ def write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> None:
         old.unlink()
     with SummaryWriter(str(folder)) as writer:
         for name, content in pictures.items():
-            pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-            writer.add_image(name, pixels, dataformats="HWC")
+            writer.add_image(name, _pixels(content), dataformats="HWC")
+
+
+def _pixels(png: bytes) -> NDArray[np.uint8]:
+    """A PNG's pixels, (height, width, 3)."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

@@ -9,17 +9,15 @@ the same. No pickle, no code.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ticketlab.pruning.masks import Mask
+from ticketlab.pruning.masks import Mask, pack, unpack
 from ticketlab.runs.files import damaged, read_tensors, write_tensors
 
 FORMAT = "ticketlab-ticket"
@@ -39,7 +37,7 @@ class Ticket:
 
 def write_ticket(path: Path, ticket: Ticket) -> None:
     """Save a ticket in the smallest faithful form."""
-    tensors = {f"mask/{name}": pack(kept) for name, kept in ticket.mask.items()}
+    tensors = {f"mask/{name}": torch.from_numpy(pack(kept)) for name, kept in ticket.mask.items()}
     for name, value in (ticket.weights or {}).items():
         kept = ticket.mask.get(name)
         tensors[f"weights/{name}"] = value.cpu() if kept is None else value.cpu()[kept.cpu()]
@@ -53,7 +51,7 @@ def read_ticket(path: Path | str) -> Ticket:
     if (facts.pop("format", None), facts.pop("version", None)) != (FORMAT, VERSION):
         raise damaged(Path(path), f"not a {FORMAT} file of version {VERSION}")
     shapes = facts.pop("shapes")
-    mask = {name: unpack(tensors[f"mask/{name}"], shape) for name, shape in shapes.items()}
+    mask = {name: unpack(tensors[f"mask/{name}"].numpy(), shape) for name, shape in shapes.items()}
     weights = {name.removeprefix("weights/"): value for name, value in tensors.items() if name.startswith("weights/")}
     return Ticket(mask, {n: _spread(v, mask.get(n)) for n, v in weights.items()} or None, facts)
 
@@ -65,17 +63,6 @@ def digest(weights: Mapping[str, Tensor]) -> str:
         value.update(name.encode())
         value.update(weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return value.hexdigest()
-
-
-def pack(mask: Tensor) -> Tensor:
-    """Bool tensor → uint8 bytes of eight weights each; the last byte is filled with zeros."""
-    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
-
-
-def unpack(packed: Tensor, shape: list[int]) -> Tensor:
-    """The bool tensor of a shape that `pack` packed."""
-    bits = np.unpackbits(packed.numpy(), count=math.prod(shape))
-    return torch.from_numpy(bits.astype(bool)).view(shape)
 
 
 def _spread(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ticketlab.data.batches import Examples, normalise
+from ticketlab.models.compact import NORMS
 from ticketlab.pruning.masks import Mask
 
 EVALUATION_BATCH = 250  # examples; activations of larger ones do not fit the caches, 2 × slower for ResNet-20
@@ -33,14 +34,19 @@ def train_steps(
     mask: Mask,
     start: int,
     stop: int,
+    slimming: float = 0.0,
 ) -> Iterator[Step]:
     """Train from step `start` to `stop`, yielding after each step.
+
+    `slimming` is the strength s of an L1 penalty on batch-norm scales γ: s · sign(γ) is added to their gradients
+    (Liu et al. 2017, equation 1).
 
     The weights must already be masked. Gradients of removed weights are set to zero before the optimizer sees
     them; its state starts empty, so removed weights have no momentum, no decay and stay exactly +0.0.
     """
     frozen = _sparse_parameters(model, mask)
     parameters = list(model.parameters())
+    scales = [layer.weight for layer in model.modules() if slimming and isinstance(layer, NORMS) and layer.affine]
     model.train()
     for index in range(start, stop):
         images, labels = next(batches)
@@ -51,6 +57,9 @@ def train_steps(
         for parameter, kept in frozen:
             assert parameter.grad is not None
             parameter.grad.mul_(kept)
+        for scale in scales:
+            assert scale.grad is not None
+            scale.grad.add_(scale.detach().sign(), alpha=slimming)
         optimizer.step()
         # what optimizer.zero_grad() does, in a quarter of its time
         for parameter in parameters:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from ticketlab.cost import layer_macs
+from ticketlab.pruning.masks import full_mask, remaining
+from ticketlab.workflows.draw import ticket_network
 from ticketlab.workflows.plan import Plan
 
 TRAINING_FACTOR = 3
@@ -46,33 +48,49 @@ class Forecast:
 
 def forecast(plan: Plan) -> Forecast:
     """Levels, sizes and rough time of a plan; trains nothing, but measures one matrix product."""
-    counted = layer_macs(plan.build(0), plan.data.dataset.input_shape)
-    macs = {name: counted[name.removesuffix(".weight")] for name in plan.sizes}
-    dense = sum(macs.values())
+    dense = sum(layer_macs(plan.build(0), plan.data.dataset.input_shape).values())
+    is_compact = plan.early_bird is not None and bool(plan.early_bird.groups)
     total = sum(plan.sizes.values())
     levels = []
-    for index in range(plan.recipe.pruning.levels + 1):
-        keeps = plan.keeps(index)
-        density = {
-            name: keep / sum(plan.sizes[n] for n in pool.layers)
-            for pool, keep in zip(plan.pools, keeps, strict=True)
-            for name in pool.layers
-        }
-        alive = sum(macs.get(name, 0) * density[name] for name in density)
+    for index in range(plan.levels + 1):
+        kept, macs = _channels_left(plan, index) if is_compact else _weights_left(plan, index)
         steps = plan.steps - plan.start(index)
-        levels.append(LevelForecast(index, sum(keeps) / total, sum(keeps), steps, alive))
+        levels.append(LevelForecast(index, kept / total, kept, steps, macs))
     steps = sum(level.steps for level in levels)
-    examples = steps * plan.recipe.train.batch_size * TRAINING_FACTOR + (
-        steps // plan.evaluate_every * len(plan.splits.validation)
-    )
+    executed = sum(level.steps * (level.macs if is_compact else dense) for level in levels)
+    validation = steps // plan.evaluate_every * len(plan.splits.validation) * dense
     replicates = plan.recipe.replicates
     state_bytes = sum(value.nbytes for value in plan.build(0).state_dict().values())
     return Forecast(
         levels=levels,
         replicates=replicates,
         bytes=replicates * (len(levels) * 2 + 4) * state_bytes,
-        seconds=replicates * OVERHEAD * examples * dense / _macs_per_second(),
+        seconds=replicates
+        * OVERHEAD
+        * (executed * plan.recipe.train.batch_size * TRAINING_FACTOR + validation)
+        / _macs_per_second(),
     )
+
+
+def _weights_left(plan: Plan, level: int) -> tuple[int, float]:
+    """Remaining weights, and multiply-accumulates with them alone."""
+    keeps = plan.keeps(level)
+    macs = layer_macs(plan.build(0), plan.data.dataset.input_shape)
+    density = {
+        name: keep / sum(plan.sizes[n] for n in pool.layers)
+        for pool, keep in zip(plan.pools, keeps, strict=True)
+        for name in pool.layers
+    }
+    return sum(keeps), sum(macs[name.removesuffix(".weight")] * share for name, share in density.items())
+
+
+def _channels_left(plan: Plan, level: int) -> tuple[int, float]:
+    """Weights and multiply-accumulates of a ticket that keeps the same share of every group's channels."""
+    assert plan.early_bird is not None
+    share = plan.early_bird.targets[level - 1].density if level else 1.0
+    mask = {name: torch.arange(units) < max(1, round(share * units)) for name, units in plan.judged.items()}
+    model = ticket_network(plan, mask)
+    return remaining(full_mask(model)), sum(layer_macs(model, plan.data.dataset.input_shape).values())
 
 
 def _macs_per_second() -> float:

@@ -28,9 +28,9 @@ from ticketlab.training.loop import evaluate
 from ticketlab.workflows.fuse_request import Request
 from ticketlab.workflows.fuse_widths import Stop, Workbench, choose_widths, distil_, fuse_to, prepare
 from ticketlab.workflows.retrain import retrain, scratch
-from ticketlab.workflows.run import Machine, Notice, outcome, stand_in_notice, told
+from ticketlab.workflows.run import Machine, outcome, stand_in_notice, told
 from ticketlab.workflows.source import Source
-from ticketlab.workflows.train_level import Progress, Settings
+from ticketlab.workflows.train_level import Notice, Seen, Settings
 
 RESULT = "fused.json"
 NETWORK = "fused.safetensors"
@@ -56,7 +56,7 @@ class Made:
     unit_map: dict[str, Tensor]
 
 
-Event = Notice | Progress | Level | Fusion
+Event = Seen | Fusion
 
 
 def fuse_run(source: Source, request: Request, machine: Machine, should_stop: Stop = lambda: False) -> Iterator[Event]:
@@ -165,7 +165,7 @@ def _distilled_steps(source: Source, stages: Iterable[Mapping[str, Any]]) -> int
     return round(images / source.plan.recipe.train.batch_size)
 
 
-def _stages(name: str, event: Progress | Level) -> list[dict[str, Any]]:
+def _stages(name: str, event: Seen) -> list[dict[str, Any]]:
     """The record of a stage of training, once it is finished."""
     if not isinstance(event, Level):
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +15,16 @@ from torch import Tensor, nn
 from ticketlab.data.batches import Splits, split, steps_per_epoch
 from ticketlab.data.files import Places
 from ticketlab.data.sources import Dataset, datasets, load_with_stand_in
-from ticketlab.errors import MissingData, PluginError, PruningError, TicketlabError
+from ticketlab.errors import FusionError, MissingData, PluginError, PruningError, TicketlabError
 from ticketlab.models import models
-from ticketlab.pruning.allocate import Pool, keep_count, make_pools
+from ticketlab.models.compact import layer_widths, rebuild
+from ticketlab.pruning.allocate import Pool, keep_at, keep_count, make_pools
 from ticketlab.pruning.criteria import criteria
 from ticketlab.pruning.masks import full_mask
 from ticketlab.recipe import ModelSection, Recipe, recipe_hash
 from ticketlab.recipe_file import Problem, RecipeFile
 from ticketlab.registry import check_options, file_digest, load_file, where_it_failed
+from ticketlab.workflows.targets import EarlyBird, check_method, check_search, make_search
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Plan:
     """Seed → the network with its initial weights, on the CPU."""
     sizes: dict[str, int]
     """Weights of each prunable layer."""
+    judged: dict[str, int]
+    """What competes for its place: the same, or the channels of each group."""
     pools: list[Pool]
     steps_per_epoch: int
     steps: int
@@ -51,6 +56,8 @@ class Plan:
     rewind: int
     """Step whose weights a ticket restarts from."""
     evaluate_every: int
+    early_bird: EarlyBird | None = None
+    """What is searched for while level 0 trains."""
 
     @property
     def recipe(self) -> Recipe:
@@ -67,13 +74,25 @@ class Plan:
         """Hash of what decides the results."""
         return recipe_hash(self.recipe, user_files(self.file))
 
+    @property
+    def levels(self) -> int:
+        """Levels after the dense level 0."""
+        return len(self.early_bird.targets) if self.early_bird else self.recipe.pruning.levels
+
     def keeps(self, level: int) -> list[int]:
-        """Weights that each pool keeps at a level."""
-        return [keep_count(pool, self.sizes, level) for pool in self.pools]
+        """Weights (or channels) that each pool keeps at a level."""
+        if level and self.early_bird:
+            return self.keeps_at(self.early_bird.targets[level - 1].density)
+        return [keep_count(pool, self.judged, level) for pool in self.pools]
+
+    def keeps_at(self, density: float) -> list[int]:
+        """Weights (or channels) that each pool keeps at a density."""
+        rate = self.recipe.pruning.rate
+        return [keep_at(pool, self.judged, density, rate) for pool in self.pools]
 
     def start(self, level: int) -> int:
-        """Step at which a level's training starts."""
-        return 0 if level == 0 or self.recipe.pruning.after == "reinit" else self.rewind
+        """Step at which a level's training starts; for tickets that continue, the earliest one possible."""
+        return 0 if level == 0 or self.recipe.pruning.after in ("reinit", "continue") else self.rewind
 
 
 def user_files(file: RecipeFile) -> dict[str, str]:
@@ -98,6 +117,7 @@ def check_recipe(file: RecipeFile) -> None:
     for key, data in (("name", recipe.data.name), ("offline", recipe.data.offline)):
         if data is not None:
             problems += _check(("data", key), partial(datasets.find, data), {})
+    problems += check_method(recipe)
     if problems:
         raise file.error(problems)
 
@@ -152,12 +172,18 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
     per_epoch = steps_per_epoch(len(splits.train), train.batch_size)
     problems = _check_times(recipe, per_epoch)
     sizes: dict[str, int] = {}
+    judged: dict[str, int] = {}
     pools: list[Pool] = []
+    search: EarlyBird | None = None
     build = partial(_build, file, data.dataset)
     try:
-        sizes = _check_model(build(recipe.seed), data.dataset)
-        pools = _pools(recipe, sizes)
-    except PruningError as error:
+        model = build(recipe.seed)
+        judged = sizes = _check_model(model, data.dataset)
+        if recipe.method == "early_bird":
+            search = make_search(recipe, model, data.dataset.input_shape, per_epoch)
+            judged = {group.name: group.units for group in search.groups} or sizes
+        pools = _pools(recipe, judged)
+    except (PruningError, FusionError) as error:
         problems.append((("pruning",), str(error)))
     except PluginError as error:
         problems.append((("model",), str(error)))
@@ -169,11 +195,13 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
         splits=splits,
         build=build,
         sizes=sizes,
+        judged=judged,
         pools=pools,
         steps_per_epoch=per_epoch,
         steps=train.steps.steps(per_epoch),
         rewind=recipe.pruning.rewind.steps(per_epoch),
         evaluate_every=train.evaluate_every.steps(per_epoch),
+        early_bird=search,
     )
 
 
@@ -186,13 +214,19 @@ def _check_times(recipe: Recipe, per_epoch: int) -> list[Problem]:
     elif rewind >= stop:
         message = f"step {rewind} is not before the end of training at step {stop}; rewind to an earlier step"
         problems.append((("pruning", "rewind"), message))
+    elif recipe.method == "early_bird":
+        problems += check_search(recipe, per_epoch)
     return problems
 
 
 def _pools(recipe: Recipe, sizes: Mapping[str, int]) -> list[Pool]:
     section = recipe.pruning
     pools = make_pools(sizes, section.scope, section.rate, section.output_rate, section.rates, section.ignore)
-    if all(keep_count(pool, sizes, 1) == keep_count(pool, sizes, 0) for pool in pools):
+    if recipe.method == "early_bird":
+        keeps = [keep_at(pool, sizes, max(recipe.early_bird.densities), recipe.pruning.rate) for pool in pools]
+    else:
+        keeps = [keep_count(pool, sizes, 1) for pool in pools]
+    if keeps == [keep_count(pool, sizes, 0) for pool in pools]:
         raise PruningError("no weight would ever be removed; raise the rate or ignore fewer layers")
     return pools
 
@@ -209,6 +243,28 @@ def _build(file: RecipeFile, dataset: Dataset, seed: int) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise PluginError(f"'{file.recipe.model.name}' returned {type(model).__name__}, not a torch nn.Module")
     return model
+
+
+def fresh_weights(plan: Plan, model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Initial weights for a narrower edition of the plan's network: its builder's, where it takes `widths`.
+
+    Elsewhere torch's own initialisation of each layer.
+    """
+    section, dataset = plan.recipe.model, plan.data.dataset
+    builder = find_builder(section, plan.file.path.parent)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if "widths" in inspect.signature(builder).parameters:
+            options = {**section.options, "widths": layer_widths(model)}
+            made = call_builder(builder, options, dataset.input_shape, dataset.classes)
+            if set(made.state_dict()) == set(model.state_dict()):
+                return dict(made.state_dict())
+        made = rebuild(plan.build(0), model.state_dict())
+        for layer in made.modules():
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    return dict(made.state_dict())
 
 
 def call_builder(

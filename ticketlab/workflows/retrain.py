@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
-from ticketlab.models.compact import layer_widths, rebuild
+from ticketlab.models.compact import rebuild
 from ticketlab.pruning.masks import full_mask
 from ticketlab.recipe import TrainSection
-from ticketlab.runs.store import Level, RunStore
+from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.steps import Duration
-from ticketlab.workflows.plan import Plan, call_builder, find_builder
+from ticketlab.workflows.plan import Plan, fresh_weights
 from ticketlab.workflows.source import Source
-from ticketlab.workflows.train_level import LevelTask, Progress, Settings, train_level
+from ticketlab.workflows.train_level import LevelTask, Seen, Settings, train_level
 
 FINE = {"sgd": 0.1, "adam": 1.0, "adamw": 1.0}
 """Learning rate of retraining against the recipe's: sgd's would throw away what was kept."""
@@ -26,9 +24,7 @@ DECAY = (0.4, 0.6, 0.8)
 LEVEL = 1  # level 0 would leave a rewind point behind
 
 
-def retrain(
-    source: Source, model: nn.Module, store: RunStore, length: Duration, settings: Settings
-) -> Iterator[Progress | Level]:
+def retrain(source: Source, model: nn.Module, store: RunStore, length: Duration, settings: Settings) -> Iterator[Seen]:
     """Train a compact network on; takes up what was interrupted."""
     plan = source.plan
     steps = length.steps(plan.steps_per_epoch)
@@ -50,34 +46,12 @@ def fine_tuning(train: TrainSection, steps: int) -> TrainSection:
 
 def scratch(
     source: Source, model: nn.Module, store: RunStore, length: Duration, extra: int, settings: Settings
-) -> Iterator[Progress | Level]:
+) -> Iterator[Seen]:
     """Train a network of the same widths from fresh weights: as long as the source, `retrain` and `extra` steps."""
     plan = source.plan
     steps = plan.steps + length.steps(plan.steps_per_epoch) + extra
-    state = fresh_weights(source, model, derive_seed(plan.recipe.seed, "scratch"))
+    state = fresh_weights(plan, model, derive_seed(plan.recipe.seed, "scratch"))
     yield from _train(source, model, store, plan.recipe.train, steps, state, settings)
-
-
-def fresh_weights(source: Source, model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Initial weights for a compact network: its builder's at these widths, where the builder takes `widths`.
-
-    Elsewhere torch's own initialisation of each layer.
-    """
-    section, dataset = source.plan.recipe.model, source.plan.data.dataset
-    builder = find_builder(section, source.plan.file.path.parent)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if "widths" in inspect.signature(builder).parameters:
-            options = {**section.options, "widths": layer_widths(model)}
-            made = call_builder(builder, options, dataset.input_shape, dataset.classes)
-            if set(made.state_dict()) == set(model.state_dict()):
-                return dict(made.state_dict())
-        made = rebuild(source.plan.build(0), model.state_dict())
-        for layer in made.modules():
-            reset = getattr(layer, "reset_parameters", None)
-            if callable(reset):
-                reset()
-    return dict(made.state_dict())
 
 
 def _train(
@@ -88,7 +62,7 @@ def _train(
     steps: int,
     state: dict[str, Tensor],
     settings: Settings,
-) -> Iterator[Progress | Level]:
+) -> Iterator[Seen]:
     """One level with a full mask, in a store of its own."""
     if store.has_level(1, LEVEL):
         yield store.read_level(1, LEVEL)
@@ -104,6 +78,6 @@ def _train(
         evaluate_every=max(1, min(source.plan.evaluate_every, steps // 5)),
     )
     weights = {name: value.clone() for name, value in state.items()}
-    task = LevelTask(1, recipe.seed, LEVEL, full_mask(model), weights, start=0, final_lr=False)
+    task = LevelTask(1, recipe.seed, LEVEL, full_mask(model), weights, start=0)
     with store.lock_replicate(1):
         yield from train_level(plan, store, task, settings)

@@ -19,12 +19,13 @@ from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 from ticketlab.recipe_file import RecipeFile, recipe_yaml
 from ticketlab.report import run_levels, summarise
 from ticketlab.runs.manifest import check_same, environment, now
-from ticketlab.runs.store import Level, RunStore
+from ticketlab.runs.store import RunStore
 from ticketlab.runs.ticket import digest
 from ticketlab.seeds import derive_seed
+from ticketlab.workflows.early_bird import early_bird_replicate
 from ticketlab.workflows.plan import Plan, load_data, make_plan, user_files
 from ticketlab.workflows.prune import prune_replicate
-from ticketlab.workflows.train_level import Progress, Settings
+from ticketlab.workflows.train_level import Notice, Seen, Settings
 from ticketlab.workflows.workers import Died, run_replicates
 
 
@@ -41,13 +42,6 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Notice:
-    """Something that the user should know and that is no result."""
-
-    text: str
-
-
-@dataclass(frozen=True)
 class Started:
     """The run is ready; nothing is trained yet."""
 
@@ -57,7 +51,10 @@ class Started:
     workers: int
 
 
-Event = Started | Notice | Progress | Level
+Event = Started | Seen
+
+METHODS = {"imp": prune_replicate, "oneshot": prune_replicate, "early_bird": early_bird_replicate}
+"""Method of a recipe → what one replicate does."""
 
 
 def prune_run(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
@@ -121,13 +118,14 @@ def _replicate(
     device: str,
     replicate: int,
     should_stop: Callable[[], bool],
-) -> Iterator[Progress | Level]:
+) -> Iterator[Seen]:
     """One replicate, in this process or in one of its own, which reads recipe and data itself."""
     torch.set_num_threads(machine.threads)
     store = RunStore(run)
     settings = Settings(torch.device(device), machine.checkpoint_seconds, should_stop)
     with store.lock_replicate(replicate), told(store):
-        yield from prune_replicate(plan_on(file, machine.places), store, replicate, settings)
+        plan = plan_on(file, machine.places)
+        yield from METHODS[plan.recipe.method](plan, store, replicate, settings)
 
 
 def _notice(death: Died) -> Notice:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ticketlab.data.files import Places
-from ticketlab.errors import RunError
+from ticketlab.errors import PluginError, RunError
 from ticketlab.models.compact import rebuild
 from ticketlab.pruning.masks import masked
 from ticketlab.recipe import ModelSection
@@ -82,13 +82,11 @@ def _level_model(plan: Plan, store: RunStore, replicate: int, level: int) -> nn.
     ticket = store.read_ticket(replicate, level)
     if ticket is None:
         raise RunError(f"{store.level_dir(replicate, level)}: the ticket is missing")
-    model = plan.build(0)
     weights = masked(store.read_weights(replicate, level, "early_stop"), ticket.mask)
-    wanted = {name: value.shape for name, value in model.state_dict().items()}
-    if {name: value.shape for name, value in weights.items()} != wanted:
-        raise RunError(f"{store.path}: its weights do not fit the model any more; leave --set model.… out")
-    model.load_state_dict(weights)
-    return model.eval()
+    try:
+        return rebuild(plan.build(0), weights).eval()
+    except PluginError as error:
+        raise RunError(f"{store.path}: its weights do not fit the model any more; leave --set model.… out") from error
 
 
 @dataclass(frozen=True)

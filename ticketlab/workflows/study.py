@@ -45,9 +45,11 @@ from ticketlab.training.loop import evaluate, train_steps
 from ticketlab.training.optim import learning_rate, make_optimizer
 from ticketlab.workflows.fuse_request import Request
 from ticketlab.workflows.fuse_widths import Workbench, fuse_to, prepare
-from ticketlab.workflows.retrain import fine_tuning, fresh_weights
-from ticketlab.workflows.run import Machine, Notice, outcome
+from ticketlab.workflows.plan import fresh_weights
+from ticketlab.workflows.retrain import fine_tuning
+from ticketlab.workflows.run import Machine, outcome
 from ticketlab.workflows.source import Source, from_run
+from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.workers import run_replicates
 
 RESULT = "study.json"
@@ -305,7 +307,7 @@ class Bench:
         seed = derive_seed(plan.recipe.seed + cell.replicate, "study")
         if cell.combine == "scratch":
             shape = fuse_to(self.bench, replace(self.request, select="l1", combine="drop"), widths)[0].model
-            shape.load_state_dict(fresh_weights(source, shape, seed))
+            shape.load_state_dict(fresh_weights(source.plan, shape, seed))
             steps = plan.steps + cell.epochs * plan.steps_per_epoch
             return self._train(shape, plan.recipe.train, steps, seed)
         options = OPTIONS.get(cell.combine, {})

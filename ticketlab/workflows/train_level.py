@@ -7,14 +7,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ticketlab.data.batches import Examples, Splits, shuffled_batches
 from ticketlab.errors import FailedRun, Interrupted
-from ticketlab.pruning.masks import Mask, density, layer_densities, remaining, total
+from ticketlab.models.compact import rebuild
+from ticketlab.pruning.masks import Mask, remaining
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.tensorboard import LevelEvents, log_level
 from ticketlab.seeds import derive_seed
@@ -46,9 +47,31 @@ class LevelTask:
     level: int
     mask: Mask
     weights: State
+    """Values and sizes: a network of another width than the recipe's is trained at its own."""
     start: int
-    final_lr: bool
+    final_lr: bool = False
     """Train at the schedule's last learning rate throughout."""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that the user should know and that is no result."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A ticket was drawn from a network in training."""
+
+    replicate: int
+    density: float
+    step: int
+    stop: int
+    settled: bool
+    """Whether its mask had stopped moving; False where the recipe fixed the step or patience ended."""
+    distance: float | None
+    """Largest one to the other masks of the window; None before the window is full."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +80,34 @@ class Progress:
 
     replicate: int
     level: int
+    start: int
     step: int
     stop: int
     val_accuracy: float
+
+
+Seen = Progress | Notice | Drawn | Level
+"""What a level lets be seen of itself."""
+
+
+class Watch(Protocol):
+    """Who looks on while a level trains, and may end it early."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether training may end here."""
+
+    def after_step(self, step: int, model: nn.Module, seconds: float, events: LevelEvents) -> Iterator[Notice | Drawn]:
+        """Look at the network after a step, so many seconds into the level."""
+
+    def state(self) -> tuple[State, dict[str, Any]]:
+        """What a checkpoint has to keep."""
+
+    def restore(self, tensors: State, facts: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+
+    def finish(self, events: LevelEvents) -> None:
+        """Write down what was seen; the level is about to be finished."""
 
 
 @dataclass
@@ -80,47 +128,58 @@ class Trainer:
         return min(self.curve, key=lambda point: point["val_loss"])
 
 
-def train_level(plan: Plan, store: RunStore, task: LevelTask, settings: Settings) -> Iterator[Progress | Level]:
+def train_level(
+    plan: Plan, store: RunStore, task: LevelTask, settings: Settings, watch: Watch | None = None
+) -> Iterator[Seen]:
     """Train one ticket from its start to the end of the schedule; take up a checkpoint if there is one.
 
     Raises Interrupted after saving when asked to stop, FailedRun when the loss is no longer a number.
     """
     splits = plan.splits.to(settings.device)
-    net = make_trainable(plan.build(0), task.weights, task.mask, settings.device)
+    net = make_trainable(rebuild(plan.build(0), task.weights), task.weights, task.mask, settings.device)
     trainer = Trainer(net.model, make_optimizer(net.model.parameters(), plan.recipe.train), task.start)
     torch.manual_seed(derive_seed(task.seed, "noise", task.level))
-    _restore(trainer, store.read_checkpoint(task.replicate, task.level))
+    _restore(trainer, watch, store.read_checkpoint(task.replicate, task.level))
     saved_at = time.monotonic()
     with LevelEvents(store.level_dir(task.replicate, task.level), trainer.step) as events:
         if trainer.step == task.start:
             _keep_rewind_point(plan, store, task, trainer)
         began = time.perf_counter()
-        for step in _steps(plan, task, trainer, splits.train, net.mask):
+        stop = trainer.step if watch and watch.is_done else plan.steps
+        for step in _steps(plan, task, trainer, splits.train, net.mask, stop):
             trainer.step = step.index
             trainer.losses.append(step.loss)
-            if (step.index - task.start) % plan.evaluate_every == 0 or step.index == plan.steps:
+            if watch:
+                spent = trainer.seconds + time.perf_counter() - began
+                yield from watch.after_step(step.index, trainer.model, spent, events)
+            is_last = step.index == plan.steps or (watch is not None and watch.is_done)
+            if (step.index - task.start) % plan.evaluate_every == 0 or is_last:
                 point = _measure(trainer, splits.validation, net.mask, began)
                 events.point(step.index, point)
-                yield Progress(task.replicate, task.level, step.index, plan.steps, point["val_accuracy"])
+                yield Progress(task.replicate, task.level, task.start, step.index, plan.steps, point["val_accuracy"])
                 began = time.perf_counter()
             _keep_rewind_point(plan, store, task, trainer)
             stopping = settings.should_stop()
             if stopping or time.monotonic() - saved_at >= settings.checkpoint_seconds:
                 events.flush()
-                _save(trainer, store, task)
+                _save(trainer, watch, store, task)
                 saved_at = time.monotonic()
             if stopping:
                 raise Interrupted(f"stopped in level {task.level} at step {step.index}; the state is saved")
+            if is_last:
+                break
+        if watch:
+            watch.finish(events)
         final = net.whole(trainer.model.state_dict())
         events.weights(final, task.mask, trainer.step)
-    level = _finish(task, trainer, splits)
+    level = _finish(plan, task, trainer, splits)
     log_level(store.replicate_dir(task.replicate), level)
     store.write_level(level, net.whole(trainer.best), final)
     yield level
 
 
-def _steps(plan: Plan, task: LevelTask, trainer: Trainer, examples: Examples, mask: Mask) -> Iterator[Step]:
-    """Optimizer steps from where the trainer stands to the end of the schedule."""
+def _steps(plan: Plan, task: LevelTask, trainer: Trainer, examples: Examples, mask: Mask, stop: int) -> Iterator[Step]:
+    """Optimizer steps from where the trainer stands to `stop`."""
     train = plan.recipe.train
     order = derive_seed(task.seed, "order")
     batches = shuffled_batches(examples, train.batch_size, order, trainer.step, plan.recipe.data.augment)
@@ -128,7 +187,7 @@ def _steps(plan: Plan, task: LevelTask, trainer: Trainer, examples: Examples, ma
     def rate(step: int) -> float:
         return learning_rate(train, plan.steps - 1 if task.final_lr else step, plan.steps_per_epoch)
 
-    return train_steps(trainer.model, batches, trainer.optimizer, rate, mask, trainer.step, plan.steps)
+    return train_steps(trainer.model, batches, trainer.optimizer, rate, mask, trainer.step, stop, train.slimming)
 
 
 def _measure(trainer: Trainer, validation: Examples, mask: Mask, began: float) -> dict[str, float]:
@@ -163,7 +222,7 @@ def _keep_rewind_point(plan: Plan, store: RunStore, task: LevelTask, trainer: Tr
         store.write_rewind(task.replicate, trainer.model.state_dict(), plan.rewind)
 
 
-def _finish(task: LevelTask, trainer: Trainer, splits: Splits) -> Level:
+def _finish(plan: Plan, task: LevelTask, trainer: Trainer, splits: Splits) -> Level:
     """Read the test set at the end and at the early-stop step, once each."""
     began = time.perf_counter()
     early, last = trainer.best_point(), trainer.curve[-1]
@@ -174,9 +233,9 @@ def _finish(task: LevelTask, trainer: Trainer, splits: Splits) -> Level:
         replicate=task.replicate,
         seed=task.seed,
         level=task.level,
-        density=density(task.mask),
+        density=remaining(task.mask) / sum(plan.sizes.values()),
         remaining=remaining(task.mask),
-        total=total(task.mask),
+        total=sum(plan.sizes.values()),
         val_accuracy=early["val_accuracy"],
         val_loss=early["val_loss"],
         test_accuracy=test_accuracy,
@@ -188,12 +247,12 @@ def _finish(task: LevelTask, trainer: Trainer, splits: Splits) -> Level:
         steps=trainer.step - task.start,
         seconds=trainer.seconds + time.perf_counter() - began,
         step_ms=statistics.median(point["step_ms"] for point in trainer.curve),
-        layers=layer_densities(task.mask),
+        layers={name: int(kept.sum()) / plan.sizes[name] for name, kept in task.mask.items()},
         curve=tuple(trainer.curve),
     )
 
 
-def _save(trainer: Trainer, store: RunStore, task: LevelTask) -> None:
+def _save(trainer: Trainer, watch: Watch | None, store: RunStore, task: LevelTask) -> None:
     """Everything that the next step depends on, and what the level will report."""
     tensors = {f"model/{name}": value for name, value in trainer.model.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in trainer.best.items()}
@@ -205,10 +264,13 @@ def _save(trainer: Trainer, store: RunStore, task: LevelTask) -> None:
     if trainer.losses:
         tensors["losses"] = torch.stack(trainer.losses)
     facts = {"step": trainer.step, "curve": trainer.curve, "seconds": trainer.seconds}
+    if watch:
+        seen, facts["watch"] = watch.state()
+        tensors |= {f"watch/{name}": value for name, value in seen.items()}
     store.write_checkpoint(task.replicate, task.level, tensors, facts)
 
 
-def _restore(trainer: Trainer, checkpoint: tuple[State, dict[str, Any]] | None) -> None:
+def _restore(trainer: Trainer, watch: Watch | None, checkpoint: tuple[State, dict[str, Any]] | None) -> None:
     """Put a checkpoint's state in place."""
     if checkpoint is None:
         return
@@ -227,6 +289,8 @@ def _restore(trainer: Trainer, checkpoint: tuple[State, dict[str, Any]] | None) 
         torch.cuda.set_rng_state(tensors["random/cuda"])
     trainer.losses = list(tensors["losses"].to(device)) if "losses" in tensors else []
     trainer.step, trainer.curve, trainer.seconds = facts["step"], facts["curve"], facts["seconds"]
+    if watch:
+        watch.restore(_under("watch/", tensors), facts["watch"])
 
 
 def _under(prefix: str, tensors: State) -> State:

@@ -1,0 +1,59 @@
+"""Early-bird tickets: train the dense network until its masks stop moving, draw, stop, train the tickets.
+
+    level 0:     the search; it ends as soon as every ticket is drawn
+    level 1 …:   one ticket each: every density where its mask settled, then at the fixed steps of `also_at`
+
+Source: You et al. 2020, "Drawing early-bird tickets", algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ticketlab.errors import RunError
+from ticketlab.models.compact import rebuild
+from ticketlab.pruning.masks import full_mask
+from ticketlab.runs.store import RunStore
+from ticketlab.seeds import derive_seed
+from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.search import Search
+from ticketlab.workflows.tickets import replicate_seed, seeded_ticket, ticket_facts, ticket_weights
+from ticketlab.workflows.train_level import LevelTask, Seen, Settings, train_level
+
+
+def early_bird_replicate(plan: Plan, store: RunStore, replicate: int, settings: Settings) -> Iterator[Seen]:
+    """Search and train with one seed; finished levels are read, an unfinished one is taken up where it stopped."""
+    assert plan.early_bird is not None
+    if store.has_level(replicate, 0):
+        yield store.read_level(replicate, 0)
+    else:
+        yield from train_level(plan, store, _dense(plan, store, replicate), settings, Search(plan, store, replicate))
+    for level in range(1, plan.levels + 1):
+        if store.has_level(replicate, level):
+            yield store.read_level(replicate, level)
+        else:
+            yield from train_level(plan, store, _task(plan, store, replicate, level), settings)
+
+
+def _dense(plan: Plan, store: RunStore, replicate: int) -> LevelTask:
+    """Level 0, whose ticket is the whole network."""
+    seed = replicate_seed(plan, replicate)
+    facts = ticket_facts(plan, replicate, 0, 0)
+    ticket = seeded_ticket(plan, full_mask(plan.build(0)), derive_seed(seed, "init"), facts)
+    store.write_ticket(replicate, 0, ticket)
+    return LevelTask(replicate, seed, 0, ticket.mask, ticket_weights(plan, ticket), start=0)
+
+
+def _task(plan: Plan, store: RunStore, replicate: int, level: int) -> LevelTask:
+    """A drawn ticket; one of channels is a network of its own size, with nothing masked in it."""
+    ticket = store.read_ticket(replicate, level)
+    if ticket is None:
+        raise RunError(
+            f"{store.level_dir(replicate, level)}: the ticket is missing; delete {store.path} and start anew"
+        )
+    weights = ticket_weights(plan, ticket)
+    has_channels = plan.early_bird is not None and bool(plan.early_bird.groups)
+    mask = full_mask(rebuild(plan.build(0), weights)) if has_channels else ticket.mask
+    return LevelTask(
+        replicate, replicate_seed(plan, replicate), level, mask, weights, start=ticket.facts["rewind_step"]
+    )

@@ -1,0 +1,290 @@
+"""The search for early-bird tickets: masks of a network in training, their distances, and the draws.
+
+Looks on while level 0 trains. Every mask is compared with the earlier ones; a ticket is written at the moment in
+which it is drawn. All of it goes into level 0's checkpoint, so that a search taken up again draws at the same step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ticketlab.cost import training_flops
+from ticketlab.draws import SEARCH
+from ticketlab.errors import FailedRun, PruningError
+from ticketlab.pruning.allocate import prune
+from ticketlab.pruning.early_bird import (
+    Snapshot,
+    decides_nothing,
+    has_settled,
+    layer_distances,
+    mask_distance,
+    nearly_empty,
+    snapshot,
+)
+from ticketlab.pruning.masks import Mask
+from ticketlab.runs.store import RunStore
+from ticketlab.runs.tensorboard import LevelEvents
+from ticketlab.seeds import derive_seed
+from ticketlab.workflows.draw import draw_ticket, ticket_network
+from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.targets import Target
+from ticketlab.workflows.tickets import replicate_seed, saliencies, wants_initial
+from ticketlab.workflows.train_level import Drawn, Notice, State
+
+MEMORY = 64 * 2**20
+"""Bytes of masks that are kept for each density; beyond, the oldest outside the window are forgotten."""
+ALARM = 0.1
+"""A layer that keeps less than this share of the average density is about to be empty."""
+PICTURE_SECONDS = 30.0
+
+
+@dataclass
+class Track:
+    """The masks of one density."""
+
+    density: float
+    snapshots: list[Snapshot] = field(default_factory=list)
+    distances: list[list[float]] = field(default_factory=list)
+    """Of each mask to the earlier ones, the latest last."""
+    layers: list[dict[str, float]] = field(default_factory=list)
+    """Of each mask to the one before it, layer by layer."""
+
+    def add(self, mask: Mask, plan: Plan) -> None:
+        """Compare a new mask with the earlier ones."""
+        assert plan.early_bird is not None
+        measure, newest = plan.early_bird.measure, snapshot(mask)
+        self.distances.append([mask_distance(newest, earlier, measure) for earlier in self.snapshots])
+        self.layers.append(layer_distances(newest, self.snapshots[-1], measure) if self.snapshots else {})
+        self.snapshots.append(newest)
+        room = max(plan.early_bird.window, MEMORY // max(1, newest.nbytes))
+        del self.snapshots[:-room]
+
+    def to_window(self, window: int) -> float | None:
+        """Largest distance from the newest mask to the others of its window; None before it is full."""
+        recent = self.distances[-1][-(window - 1) :] if self.distances else []
+        return max(recent) if len(recent) == window - 1 else None
+
+
+class Search:
+    """What looks on while level 0 of one replicate trains."""
+
+    def __init__(self, plan: Plan, store: RunStore, replicate: int) -> None:
+        assert plan.early_bird is not None
+        self.plan, self.store, self.replicate = plan, store, replicate
+        self.search = plan.early_bird
+        self.steps: list[int] = []
+        self.tracks = {target.density: Track(target.density) for target in self.search.targets}
+        self.draws: dict[int, dict[str, Any]] = {}
+        self.told: list[str] = []
+        self.mask_seconds = 0.0
+        self._pictured_at = time.monotonic()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every ticket is drawn."""
+        return len(self.draws) == len(self.search.targets)
+
+    def after_step(self, step: int, model: nn.Module, seconds: float, events: LevelEvents) -> Iterator[Notice | Drawn]:
+        """Make masks where one is due, and draw what has settled or must be drawn now."""
+        is_due = step % self.search.every == 0
+        forced = [level for level, target in self._open() if step == (target.at or self.search.patience)]
+        if not is_due and not forced:
+            return
+        began = time.perf_counter()
+        state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+        masks = self._masks(state, step)
+        if not masks:
+            if forced:
+                raise FailedRun(f"no ticket can be drawn at step {step}: all scales are still equal")
+            return
+        if is_due:
+            yield from self._compare(step, masks, events)
+        settled = [level for level, target in self._open() if is_due and self._has_settled(target)]
+        for level in sorted({*forced, *settled}):
+            spent = seconds + time.perf_counter() - began
+            yield self._draw(level, step, masks, state, spent, is_settled=level in settled)
+        self.mask_seconds += time.perf_counter() - began
+        if time.monotonic() - self._pictured_at > PICTURE_SECONDS:
+            events.picture("mask_distance", self._pictures()["png"], step)
+            self._pictured_at = time.monotonic()
+
+    def _open(self) -> list[tuple[int, Target]]:
+        """Tickets that are not drawn yet, each with its level."""
+        return [(n, target) for n, target in enumerate(self.search.targets, start=1) if n not in self.draws]
+
+    def _has_settled(self, target: Target) -> bool:
+        distances = self.tracks[target.density].distances
+        if target.at is not None or not distances:
+            return False
+        return has_settled(distances[-1], self.search.window, self.search.epsilon)
+
+    def _masks(self, state: State, step: int) -> dict[float, Mask]:
+        """The mask of each density; none where the numbers cannot decide."""
+        saliency = self._saliency(state, step)
+        if decides_nothing(saliency, self.plan.pools):
+            return {}
+        try:
+            return {density: self._mask(saliency, density) for density in self.tracks}
+        except PruningError as error:
+            raise FailedRun(f"criterion '{self.plan.recipe.pruning.criterion}' at step {step}: {error}") from error
+
+    def _saliency(self, state: State, step: int) -> State:
+        numbers = self.search.judged(state, self.plan.sizes)
+        initial: State = {}
+        if wants_initial(self.plan) and step >= self.plan.rewind:
+            initial = self.search.judged(self.store.read_rewind(self.replicate), self.plan.sizes)
+        seed = derive_seed(replicate_seed(self.plan, self.replicate), "criterion", step)
+        return saliencies(self.plan, numbers, initial, seed, f"step {step}")
+
+    def _mask(self, saliency: State, density: float) -> Mask:
+        full = {name: torch.ones_like(values, dtype=torch.bool) for name, values in saliency.items()}
+        return prune(saliency, full, self.plan.pools, self.plan.keeps_at(density))
+
+    def _compare(self, step: int, masks: dict[float, Mask], events: LevelEvents) -> Iterator[Notice]:
+        """Add masks to their tracks; tells of layers that are about to be empty, once each."""
+        self.steps.append(step)
+        for density, track in self.tracks.items():
+            track.add(masks[density], self.plan)
+            distance = track.to_window(self.search.window)
+            if distance is not None:
+                events.scalars("mask_distance", {f"keep_{density:g}": distance}, step)
+            events.scalars(f"mask_distance_keep_{density:g}", track.layers[-1], step)
+            for name in nearly_empty(masks[density], ALARM):
+                kept = masks[density][name]
+                text = f"keeps {int(kept.sum())} of {kept.numel()}"
+                events.scalars("nearly_empty", {f"{name}_keep_{density:g}": float(kept.sum())}, step)
+                if (key := f"{name} {density:g}") not in self.told:
+                    self.told.append(key)
+                    yield Notice(
+                        f"replicate {self.replicate}, step {step}: {name} is about to be empty at density {density:g}: "
+                        f"it {text}"
+                    )
+
+    def _draw(
+        self, level: int, step: int, masks: dict[float, Mask], state: State, seconds: float, is_settled: bool
+    ) -> Drawn:
+        """Write the ticket of a level as of now."""
+        density = self.search.targets[level - 1].density
+        rewind = self.store.read_rewind(self.replicate) if 0 < self.plan.rewind <= step else None
+        ticket = draw_ticket(self.plan, self.replicate, level, step, masks[density], state, rewind)
+        self.store.write_ticket(self.replicate, level, ticket)
+        distance = self.tracks[density].to_window(self.search.window) if step in self.steps[-1:] else None
+        facts = {"level": level, "density": density, "step": step, "settled": is_settled, "distance": distance}
+        self.draws[level] = {
+            **facts,
+            "chosen": self.search.targets[level - 1].at is None,
+            "start": ticket.facts["rewind_step"],
+            "seconds": seconds,
+            "flops": self._flops(masks[density], state, density, step),
+        }
+        return Drawn(self.replicate, density, step, self.plan.steps, is_settled, distance)
+
+    def _flops(self, mask: Mask, state: State, density: float, step: int) -> dict[str, Any]:
+        """Training operations for one example: dense, with this mask, and on iterative pruning's way to it.
+
+        `executed` counts what runs; `remaining` leaves out multiplications by removed weights. The ladder's masks
+        are those that the present saliency would give.
+        """
+        dense = training_flops(self.plan.build(0), self.plan.data.dataset.input_shape)
+        times = math.ceil(round(math.log(density) / math.log1p(-self.plan.recipe.pruning.rate), 9))
+        rungs = [(1 - self.plan.recipe.pruning.rate) ** n for n in range(1, times)]
+        saliency = self._saliency(state, step)
+        ladder = [self._mask(saliency, rung) for rung in rungs]
+        counted = [self._count(dense, found) for found in (mask, *ladder)]
+        whole = sum(dense.values())
+        return {
+            "dense": whole,
+            "executed": counted[0][0],
+            "remaining": counted[0][1],
+            "imp_executed": [whole, *(executed for executed, _ in counted[1:]), counted[0][0]],
+            "imp_remaining": [whole, *(remaining for _, remaining in counted[1:]), counted[0][1]],
+        }
+
+    def _count(self, dense: dict[str, int], mask: Mask) -> tuple[float, float]:
+        """Executed operations, and those with remaining weights only."""
+        if self.search.groups:
+            small = sum(training_flops(ticket_network(self.plan, mask), self.plan.data.dataset.input_shape).values())
+            return small, small
+        kept = {name.removesuffix(".weight"): float(k.sum()) / k.numel() for name, k in mask.items()}
+        return sum(dense.values()), sum(count * kept.get(name, 1.0) for name, count in dense.items())
+
+    def state(self) -> tuple[State, dict[str, Any]]:
+        """Masks and distances so far."""
+        tensors = {
+            f"{density}/{index}/{name}": torch.from_numpy(bits)
+            for density, track in self.tracks.items()
+            for index, snap in enumerate(track.snapshots)
+            for name, bits in snap.bits.items()
+        }
+        return tensors, {**self._seen(), "told": self.told}
+
+    def _seen(self) -> dict[str, Any]:
+        tracks = [{"density": t.density, "distances": t.distances, "layers": t.layers} for t in self.tracks.values()]
+        draws = [self.draws[level] for level in sorted(self.draws)]
+        return {"steps": self.steps, "mask_seconds": self.mask_seconds, "tracks": tracks, "draws": draws}
+
+    def restore(self, tensors: State, facts: dict[str, Any]) -> None:
+        """Go on where a checkpoint was made."""
+        self.steps, self.told, self.mask_seconds = facts["steps"], facts["told"], facts["mask_seconds"]
+        self.draws = {draw["level"]: draw for draw in facts["draws"]}
+        shapes = self._shapes()
+        for seen in facts["tracks"]:
+            track = self.tracks[seen["density"]]
+            track.distances, track.layers = seen["distances"], seen["layers"]
+            track.snapshots = _unpacked(tensors, f"{track.density}/", shapes)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        state = self.plan.build(0).state_dict()
+        return {name: tuple(v.shape) for name, v in self.search.judged(state, self.plan.sizes).items()}
+
+    def finish(self, events: LevelEvents) -> None:
+        """Write the search's record and its pictures."""
+        folder = f"replicate_{self.replicate}"
+        pictures = self._pictures()
+        for kind, content in pictures.items():
+            self.store.write_file(f"{folder}/mask_distance.{kind}", content)
+        if self.steps:
+            events.picture("mask_distance", pictures["png"], self.steps[-1])
+        self.store.write_result(f"{folder}/{SEARCH}", self._record())
+
+    def _record(self) -> dict[str, Any]:
+        search = self.search
+        return {
+            "granularity": self.plan.recipe.early_bird.granularity,
+            "measure": search.measure,
+            "epsilon": search.epsilon,
+            "window": search.window,
+            "every": search.every,
+            "total_steps": self.plan.steps,
+            "rewind": self.plan.rewind,
+            "batch_size": self.plan.recipe.train.batch_size,
+            **self._seen(),
+        }
+
+    def _pictures(self) -> dict[str, bytes]:
+        from ticketlab.figures import encode, mask_distances  # matplotlib takes half a second to load
+
+        return encode(mask_distances(self._record()))
+
+
+def _unpacked(tensors: State, prefix: str, shapes: dict[str, tuple[int, ...]]) -> list[Snapshot]:
+    """Snapshots of one density from a checkpoint, in order."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for key, bits in tensors.items():
+        if key.startswith(prefix):
+            index, _, name = key.removeprefix(prefix).partition("/")
+            found.setdefault(int(index), {})[name] = bits
+    return [_snapshot(found[index], shapes) for index in sorted(found)]
+
+
+def _snapshot(bits: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> Snapshot:
+    packed = {name: bits[name].numpy() for name in shapes}
+    return Snapshot(packed, shapes, {name: int(np.bitwise_count(b).sum()) for name, b in packed.items()})
