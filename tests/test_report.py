@@ -33,6 +33,14 @@ def test_each_level_is_summarised_over_the_replicates_that_finished_it():
     assert (rows[0].lowest, rows[0].highest) == (0.8, 0.9)
 
 
+def test_there_is_no_gain_over_a_dense_network_whose_training_ended_early():
+    search = dataclasses.replace(level(1, 0, 0.7), curve=({"step": 10},))
+    ticket = dataclasses.replace(level(1, 1, 0.9), curve=({"step": 40},))
+    assert [row.minus_dense for row in summarise([search, ticket])] == [None, None]
+    whole = dataclasses.replace(search, curve=({"step": 40},))
+    assert summarise([whole, ticket])[1].minus_dense.mean == pytest.approx(0.2)
+
+
 def test_gains_over_dense_are_paired_by_replicate():
     """Gains 0.02, 0.03, 0.04: mean 0.03, deviation 0.01, t(0.975, 2) = 4.303 from a printed table."""
     dense = [level(1, 0, 0.90), level(2, 0, 0.80), level(3, 0, 0.85)]

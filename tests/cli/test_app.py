@@ -67,6 +67,37 @@ def test_prune_prints_a_table_and_one_plain_line_per_level(ticketlab, write_reci
     assert " level " not in quiet.stderr
 
 
+EARLY = """
+method: early_bird
+model: {name: lenet_300_100}
+data: {name: digits, validation: 200}
+train: {steps: 40it, batch_size: 32, evaluate_every: 10it}
+early_bird: {densities: [0.5, 0.2], every: 4it, window: 3, epsilon: 0.4, also_at: [40it]}
+"""
+
+
+def test_an_early_bird_run_tells_draws_and_costs(ticketlab, write_recipe):
+    recipe = write_recipe(EARLY, "early.yaml")
+    ran = ticketlab("prune", recipe)
+    assert ran.exit_code == 0, ran.stderr
+    assert "drew the ticket of density 0.5 at step" in ran.stderr
+    assert "settled 1 of 1" in ran.stdout and "% of" in ran.stdout
+    found = json.loads(ticketlab("prune", recipe, "--json").stdout)
+    assert set(found) == {*RUN, "draws"}
+    draws = found["draws"]
+    assert [(draw["density"], draw["chosen"]) for draw in draws] == [
+        (0.5, True), (0.2, True), (0.5, False), (0.2, False)
+    ]  # fmt: skip
+    assert all(draw["step"] <= draw["total_steps"] == 40 for draw in draws)
+    assert draws[0]["distance"] < 0.4 and draws[0]["settled"]
+    assert draws == json.loads(ticketlab("runs", "show", "--json").stdout)["draws"]
+
+
+def test_a_dry_run_of_an_early_bird_search_shows_its_tickets(ticketlab, write_recipe):
+    found = json.loads(ticketlab("prune", write_recipe(EARLY, "early.yaml"), "--dry-run", "--json").stdout)
+    assert [level["remaining"] for level in found["levels"]] == [50_200, 25_100, 10_040, 25_100, 10_040]
+
+
 def test_a_stand_in_is_in_the_notice_the_table_and_the_json(ticketlab, write_recipe):
     recipe = write_recipe()
     data = ["--set", "data={name: mnist, offline: digits}", "--set", "pruning.levels=1"]

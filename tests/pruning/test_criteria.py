@@ -49,3 +49,19 @@ def test_random_saliency_is_the_same_for_the_same_seed():
 def test_a_criterion_without_its_evidence_says_so(name):
     with pytest.raises(PruningError, match="needs"):
         criteria.find(name)(torch.zeros(2), Evidence())
+
+
+def test_extrapolated_is_the_magnitude_that_a_weight_is_on_its_way_to():
+    """A quarter done, root of the steps: the way so far counts twice: 1 + 2·0.5, 1 - 2·1, 0 - 2·0.25."""
+    weight, start = torch.tensor([1.5, 0.0, -0.25]), torch.tensor([1.0, 1.0, 0.0])
+    found = criteria.find("extrapolated")(weight, Evidence(initial=start, progress=0.25))
+    assert found.tolist() == [2.0, 1.0, 0.5]
+    further = criteria.find("extrapolated")(weight, Evidence(initial=start, progress=0.25), power=1.0)
+    assert further.tolist() == [3.0, 3.0, 1.0]
+
+
+def test_extrapolated_is_magnitude_at_the_end_and_at_the_start():
+    weight = torch.randn(50)
+    for progress in (1.0, 0.0):
+        known = Evidence(initial=torch.randn(50), progress=progress)
+        assert torch.equal(criteria.find("extrapolated")(weight, known), weight.abs())

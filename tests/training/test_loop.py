@@ -144,3 +144,21 @@ def test_names_of_prunable_weights_are_parameters():
     model = models.find("resnet_20")((3, 32, 32), 10)
     assert set(prunable(model)) <= set(dict(model.named_parameters()))
     assert len(prunable(model)) == 22  # 19 convolutions, 2 shortcuts, 1 output
+
+
+def test_slimming_pulls_every_scale_towards_zero_by_the_same_amount():
+    """One step of plain SGD with and without: the difference is -lr · s · sign(γ), and only for γ."""
+
+    def after_a_step(slimming):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+        model[1].weight.data.copy_(torch.tensor([0.5, -0.25, 1.0, 0.0]))
+        optimizer = make_optimizer(model.parameters(), section(optimizer="sgd", lr=0.5))
+        batches = random_batches(shape=(1, 8, 8))
+        list(train_steps(model, batches, optimizer, lambda _: 0.5, {}, 0, 1, slimming))
+        return model.state_dict()
+
+    plain, slim = after_a_step(0.0), after_a_step(0.125)
+    moved = slim["1.weight"] - plain["1.weight"]
+    assert torch.allclose(moved, torch.tensor([-0.0625, 0.0625, -0.0625, 0.0]), atol=1e-7)
+    assert all(torch.equal(slim[name], plain[name]) for name in plain if name != "1.weight")

@@ -14,12 +14,14 @@ from ticketlab.registry import Registry
 
 @dataclass(frozen=True)
 class Evidence:
-    """What training recorded about one weight tensor; all of its shape."""
+    """What training recorded about one weight tensor; tensors are of its shape."""
 
     initial: Tensor | None = None
     """The weights at the rewind step."""
     generator: torch.Generator | None = None
     """Randomness for criteria that draw; seeded by replicate and level."""
+    progress: float = 1.0
+    """Share of the training since the rewind step that lies behind."""
 
 
 class Criterion(Protocol):
@@ -44,6 +46,20 @@ def magnitude_increase(weight: Tensor, evidence: Evidence) -> Tensor:
     if evidence.initial is None:
         raise PruningError("magnitude_increase needs the weights at the rewind step")
     return weight.abs() - evidence.initial.abs()
+
+
+@criteria.register("extrapolated", needs={"initial"})
+def extrapolated(weight: Tensor, evidence: Evidence, *, power: float = 0.5) -> Tensor:
+    """|w₀ + (w − w₀) / progress^power|: the magnitude that a weight is on its way to; |w| at the end of training.
+
+    For tickets drawn early. Weights wander from their start about as the root of the steps, so that after a quarter
+    of the training they have gone half their way (docs/early-bird.md has the measurements).
+    """
+    if evidence.initial is None:
+        raise PruningError("extrapolated needs the weights at the rewind step")
+    if evidence.progress <= 0:
+        return weight.abs()
+    return torch.lerp(evidence.initial, weight, evidence.progress**-power).abs()
 
 
 @criteria.register("random", needs={"generator"})

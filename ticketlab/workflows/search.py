@@ -142,7 +142,8 @@ class Search:
         if wants_initial(self.plan) and step >= self.plan.rewind:
             initial = self.search.judged(self.store.read_rewind(self.replicate), self.plan.sizes)
         seed = derive_seed(replicate_seed(self.plan, self.replicate), "criterion", step)
-        return saliencies(self.plan, numbers, initial, seed, f"step {step}")
+        progress = (step - self.plan.rewind) / (self.plan.steps - self.plan.rewind)
+        return saliencies(self.plan, numbers, initial, seed, f"step {step}", progress)
 
     def _mask(self, saliency: State, density: float) -> Mask:
         full = {name: torch.ones_like(values, dtype=torch.bool) for name, values in saliency.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,8 +16,14 @@ from ticketlab.pruning.early_bird import Measure
 from ticketlab.recipe import EarlyBirdSection, PruningSection, Recipe
 from ticketlab.recipe_file import Problem
 
-EPSILON: dict[Measure, float] = {"chance": 0.19, "hamming": 0.1}
-"""Distance below which a mask has settled: calibrated (benchmarks/early_bird_epsilon.py), and the paper's."""
+EPSILON = {"extrapolated": 0.3}
+"""Distance in units of chance below which a mask of this criterion has settled, for a window that spans SPAN of the
+training (calibrated: benchmarks/early_bird_epsilon.py)."""
+EPSILON_ELSE = 0.2
+"""Likewise for every other criterion; calibrated with magnitude."""
+SPAN = 0.1
+HAMMING = 0.1
+"""The paper's ε, for raw distances."""
 MASKS = 40
 """Masks in a whole training, where the recipe does not say how often one is made."""
 
@@ -60,16 +67,30 @@ def _scales(state: Mapping[str, Tensor], group: Group) -> Tensor:
 def make_search(recipe: Recipe, model: nn.Module, shape: tuple[int, ...], per_epoch: int) -> EarlyBird:
     """The search of a recipe; raises PruningError where the network has no channels to prune."""
     section, stop = recipe.early_bird, recipe.train.steps.steps(per_epoch)
+    every = section.every.steps(per_epoch) if section.every else max(1, stop // MASKS)
     times = (None, *(time.steps(per_epoch) for time in section.also_at))
     return EarlyBird(
         targets=tuple(Target(density, at) for at in times for density in section.densities),
-        every=section.every.steps(per_epoch) if section.every else max(1, stop // MASKS),
+        every=every,
         window=section.window,
-        epsilon=section.epsilon or EPSILON[section.distance],
+        epsilon=_epsilon(recipe, every * (section.window - 1) / stop),
         measure=section.distance,
         patience=section.patience.steps(per_epoch) if section.patience else stop,
         groups=_channels(model, shape) if section.granularity == "channels" else (),
     )
+
+
+def _epsilon(recipe: Recipe, span: float) -> float:
+    """ε of a window that spans this share of the training.
+
+    Masks wander: after an interval four times as long they are twice as far apart. So in units of chance ε grows
+    with the root of the window's span, and means the same for every interval.
+    """
+    section = recipe.early_bird
+    if section.distance == "hamming":
+        return section.epsilon or HAMMING
+    usual = EPSILON.get(recipe.pruning.criterion, EPSILON_ELSE)
+    return (section.epsilon or usual) * math.sqrt(span / SPAN)
 
 
 def _channels(model: nn.Module, shape: tuple[int, ...]) -> tuple[Group, ...]:

@@ -53,7 +53,12 @@ def ticket_weights(plan: Plan, ticket: Ticket) -> dict[str, Tensor]:
 
 
 def saliencies(
-    plan: Plan, numbers: Mapping[str, Tensor], initial: Mapping[str, Tensor], seed: int, where: str
+    plan: Plan,
+    numbers: Mapping[str, Tensor],
+    initial: Mapping[str, Tensor],
+    seed: int,
+    where: str,
+    progress: float = 1.0,
 ) -> dict[str, Tensor]:
     """What the recipe's criterion says of each tensor; `seed` is for criteria that draw.
 
@@ -64,7 +69,7 @@ def saliencies(
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, Tensor] = {}
     for name, values in numbers.items():
-        evidence = Evidence(initial.get(name), generator if "generator" in needs else None)
+        evidence = Evidence(initial.get(name), generator if "generator" in needs else None, progress)
         try:
             saliency = criterion(values, evidence, **section.options)
         except (Exception, SystemExit) as error:
