@@ -53,7 +53,7 @@ class Draw:
     minus_end: float | None
     """Test accuracy minus that of the ticket drawn at the end of the same training, where there is one."""
     executed: Cost
-    """Operations that ran: masked weights are multiplied like others."""
+    """Operations that ran: masked weights are multiplied like others, but in layers that train as sparse ones."""
     remaining: Cost
     """Operations with remaining weights alone."""
     seconds: Cost

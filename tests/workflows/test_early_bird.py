@@ -279,7 +279,7 @@ def test_a_killed_search_between_its_last_step_and_its_record_does_not_train_on(
 
 def test_equal_scales_of_a_fresh_network_give_no_mask(search, plan_of, tmp_path):
     plan = plan_of(CHANNELS)
-    watch = Search(plan, RunStore(tmp_path / "fresh"), 1)
+    watch = Search(plan, RunStore(tmp_path / "fresh"), 1, torch.device("cpu"))
     with LevelEvents(tmp_path / "events", 0) as events:
         assert list(watch.after_step(2, plan.build(0), 0.0, events)) == []
         assert watch.steps == []

@@ -107,7 +107,7 @@ def make_trainable(model: nn.Module, weights: Mapping[str, Tensor], mask: Mask, 
     """The network with a ticket's weights, ready to train; layers that are sparse enough become sparse."""
     model = copy.deepcopy(model)
     model.load_state_dict(weights)
-    sparse = {name: kept for name, kept in mask.items() if device.type == "cpu" and _pays(model, name, kept)}
+    sparse = sparse_layers(model, mask, device)
     for name, kept in sparse.items():
         parent, _, child = name.removesuffix(".weight").rpartition(".")
         layer = model.get_submodule(name.removesuffix(".weight"))
@@ -115,6 +115,11 @@ def make_trainable(model: nn.Module, weights: Mapping[str, Tensor], mask: Mask, 
         setattr(model.get_submodule(parent), child, SparseLinear(layer, kept))
     dense = {name: kept.to(device) for name, kept in mask.items() if name not in sparse}
     return Trainable(model.to(device), dense, sparse)
+
+
+def sparse_layers(model: nn.Module, mask: Mask, device: torch.device) -> Mask:
+    """The part of a mask whose layers will compute with their remaining weights only."""
+    return {name: kept for name, kept in mask.items() if device.type == "cpu" and _pays(model, name, kept)}
 
 
 def _pays(model: nn.Module, name: str, mask: Tensor) -> bool:

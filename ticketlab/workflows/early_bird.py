@@ -27,7 +27,8 @@ def early_bird_replicate(plan: Plan, store: RunStore, replicate: int, settings: 
     if store.has_level(replicate, 0):
         yield store.read_level(replicate, 0)
     else:
-        yield from train_level(plan, store, _dense(plan, store, replicate), settings, Search(plan, store, replicate))
+        search = Search(plan, store, replicate, settings.device)
+        yield from train_level(plan, store, _dense(plan, store, replicate), settings, search)
     for level in range(1, plan.levels + 1):
         if store.has_level(replicate, level):
             yield store.read_level(replicate, level)

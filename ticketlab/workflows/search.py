@@ -33,6 +33,7 @@ from ticketlab.pruning.masks import Mask
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import LevelEvents
 from ticketlab.seeds import derive_seed
+from ticketlab.training.sparse import sparse_layers
 from ticketlab.workflows.draw import draw_ticket, ticket_network
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.targets import Target
@@ -76,9 +77,9 @@ class Track:
 class Search:
     """What looks on while level 0 of one replicate trains."""
 
-    def __init__(self, plan: Plan, store: RunStore, replicate: int) -> None:
+    def __init__(self, plan: Plan, store: RunStore, replicate: int, device: torch.device) -> None:
         assert plan.early_bird is not None
-        self.plan, self.store, self.replicate = plan, store, replicate
+        self.plan, self.store, self.replicate, self.device = plan, store, replicate, device
         self.search = plan.early_bird
         self.steps: list[int] = []
         self.tracks = {target.density: Track(target.density) for target in self.search.targets}
@@ -191,7 +192,7 @@ class Search:
     def _flops(self, mask: Mask, state: State, density: float, step: int) -> dict[str, Any]:
         """Training operations for one example: dense, with this mask, and on iterative pruning's way to it.
 
-        `executed` counts what runs; `remaining` leaves out multiplications by removed weights. The ladder's masks
+        `executed` counts what runs here, `remaining` no multiplications by removed weights. The ladder's masks
         are those that the present saliency would give.
         """
         dense = training_flops(self.plan.build(0), self.plan.data.dataset.input_shape)
@@ -210,12 +211,18 @@ class Search:
         }
 
     def _count(self, dense: dict[str, int], mask: Mask) -> tuple[float, float]:
-        """Executed operations, and those with remaining weights only."""
+        """Executed operations, and those with remaining weights only; masked layers are multiplied whole."""
         if self.search.groups:
             small = sum(training_flops(ticket_network(self.plan, mask), self.plan.data.dataset.input_shape).values())
             return small, small
-        kept = {name.removesuffix(".weight"): float(k.sum()) / k.numel() for name, k in mask.items()}
-        return sum(dense.values()), sum(count * kept.get(name, 1.0) for name, count in dense.items())
+        sparse = sparse_layers(self.plan.build(0), mask, self.device)
+        executed, remaining = 0.0, 0.0
+        for name, count in dense.items():
+            kept = mask.get(f"{name}.weight")
+            share = 1.0 if kept is None else float(kept.sum()) / kept.numel()
+            remaining += count * share
+            executed += count * (share if f"{name}.weight" in sparse else 1.0)
+        return executed, remaining
 
     def state(self) -> tuple[State, dict[str, Any]]:
         """Masks and distances so far."""

@@ -16,7 +16,7 @@ from ticketlab.pruning.early_bird import Measure
 from ticketlab.recipe import EarlyBirdSection, PruningSection, Recipe
 from ticketlab.recipe_file import Problem
 
-EPSILON = {"extrapolated": 0.3}
+EPSILON = {"extrapolated": 0.32}
 """Distance in units of chance below which a mask of this criterion has settled, for a window that spans SPAN of the
 training (calibrated: benchmarks/early_bird_epsilon.py)."""
 EPSILON_ELSE = 0.2
