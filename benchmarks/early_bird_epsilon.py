@@ -1,7 +1,8 @@
 """Which ε an early-bird search should have: draw step and what the ticket loses, for each ε, density and mask interval.
 
-    ticketlab prune recipes/calibration/early_bird_lenet_mnist.yaml       # masks every 25 steps, tickets at fixed steps
-    python benchmarks/early_bird_epsilon.py runs/early_bird_lenet_mnist-… runs/…
+    ticketlab prune recipes/early_bird_epsilon.yaml       # masks every 25 steps, tickets at fixed steps
+    python benchmarks/early_bird_epsilon.py runs/early_bird_epsilon-…
+    python benchmarks/early_bird_epsilon.py runs/early_bird_epsilon-… --against runs/early_bird_epsilon-…
 
 Each run recorded the distances of all its masks and trained tickets drawn at fixed steps and at the end. From the
 distances follows the step at which any ε would have drawn; the ticket's accuracy there is interpolated between the
@@ -124,6 +125,21 @@ def fixed_draws(found: Sequence[Search]) -> None:
     print()
 
 
+def against(found: Sequence[Search], others: Sequence[Search]) -> None:
+    """Mean loss of two runs at each fixed step, and their difference, paired by replicate and density."""
+    pairs = {(s.replicate, s.density): s for s in others}
+    both = [(s, pairs[s.replicate, s.density]) for s in found if (s.replicate, s.density) in pairs]
+    print("| drawn at | this run | the other | difference, paired |")
+    print("|---|---|---|---|")
+    for step in sorted(set.intersection(*(set(s.tickets) for pair in both for s in pair))):
+        ours, theirs = ([pair[n].loss(step) for pair in both] for n in (0, 1))
+        gain = estimate([b - a for a, b in zip(ours, theirs, strict=True)])
+        half = "" if gain.high is None else f" ± {gain.high - gain.mean:.2f}"
+        means = f"{statistics.fmean(ours):+.2f} | {statistics.fmean(theirs):+.2f}"
+        print(f"| {step:,} | {means} | {gain.mean:+.2f}{half} (n = {gain.n}) |")
+    print()
+
+
 def distance_at(search: Search, step: int) -> float | None:
     """Largest distance to the window of masks a fortieth of the training apart."""
     every = max(1, search.total // 40 // search.steps[0])
@@ -137,7 +153,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--epsilons", default="0.3,0.2,0.25,0.28,0.32,0.34,0.36,0.4")
+    parser.add_argument("--against", type=Path, help="A run with another criterion, to compare the first run with.")
     told = parser.parse_args()
+    if told.against:
+        against(list(searches(told.runs[0])), list(searches(told.against)))
+        return
     epsilons = [float(text) for text in told.epsilons.split(",")]
     by_run = {path: list(searches(path)) for path in told.runs}
     for path, found in by_run.items():

@@ -45,9 +45,12 @@ def test_every_recipe_becomes_a_plan(path):
     file = read_recipe(path)
     assert file.recipe.data.name in FILE_SETS
     plan = make_plan(file, blank(file.recipe.data.name))
-    counts = [sum(plan.keeps(level)) for level in range(file.recipe.pruning.levels + 1)]
-    assert counts[0] == sum(plan.sizes.values())
-    assert counts == sorted(counts, reverse=True) and len(set(counts)) == len(counts)
+    counts = [sum(plan.keeps(level)) for level in range(plan.levels + 1)]
+    assert counts[0] == sum(plan.judged.values())
+    count = len(file.recipe.early_bird.densities) if plan.early_bird else plan.levels
+    assert all(counts[1 + n * count :][:count] == counts[1 : 1 + count] for n in range(plan.levels // count))
+    ladder = counts[: 1 + count]
+    assert ladder == sorted(ladder, reverse=True) and len(set(ladder)) == len(ladder)
 
 
 def plan_of(file, places):

@@ -21,6 +21,8 @@ EPSILON = {"extrapolated": 0.32}
 training (calibrated: benchmarks/early_bird_epsilon.py)."""
 EPSILON_ELSE = 0.2
 """Likewise for every other criterion; calibrated with magnitude."""
+EPSILON_CHANNELS = 0.45
+"""Likewise for channels, whose scales jitter as long as the learning rate is high."""
 SPAN = 0.1
 HAMMING = 0.1
 """The paper's ε, for raw distances."""
@@ -89,7 +91,8 @@ def _epsilon(recipe: Recipe, span: float) -> float:
     section = recipe.early_bird
     if section.distance == "hamming":
         return section.epsilon or HAMMING
-    usual = EPSILON.get(recipe.pruning.criterion, EPSILON_ELSE)
+    is_weights = section.granularity == "weights"
+    usual = EPSILON.get(recipe.pruning.criterion, EPSILON_ELSE) if is_weights else EPSILON_CHANNELS
     return (section.epsilon or usual) * math.sqrt(span / SPAN)
 
 
