@@ -97,13 +97,13 @@ def _draw(replicate: int, draw: Mapping[str, Any], record: Mapping[str, Any], tr
 
 def _operations(draw: Mapping[str, Any], record: Mapping[str, Any], kind: str) -> Cost:
     """Operations of a ticket's way and of its rivals'; a rival's pruned levels restart at the rewind step."""
-    flops, batch, total = draw["flops"], record["batch_size"], record["total_steps"]
+    counted, batch, total = draw["operations"], record["batch_size"], record["total_steps"]
     again = total - record["rewind"]
     return Cost(
-        dense=flops["dense"] * batch * draw["step"],
-        ticket=flops[kind] * batch * (total - draw["start"]),
-        one_shot=batch * (flops["dense"] * total + flops[kind] * again),
-        imp=batch * (flops["dense"] * total + sum(flops[f"imp_{kind}"][1:]) * again),
+        dense=counted["dense"] * batch * draw["step"],
+        ticket=counted[kind] * batch * (total - draw["start"]),
+        one_shot=batch * (counted["dense"] * total + counted[kind] * again),
+        imp=batch * (counted["dense"] * total + sum(counted[f"imp_{kind}"][1:]) * again),
     )
 
 
@@ -114,17 +114,17 @@ def _seconds(
     last: Mapping[str, Any] | None,
     end: Level | None,
 ) -> Cost:
-    """Seconds likewise; rivals' are those of the ticket drawn at the end, or reckoned from seconds per step."""
-    flops, total = draw["flops"], record["total_steps"]
+    """Seconds likewise, rivals' measured where a ticket was drawn at the end; only a search makes masks on its way."""
+    counted, total = draw["operations"], record["total_steps"]
     again = total - record["rewind"]
-    per_step = draw["seconds"] / draw["step"]
+    per_step = (draw["seconds"] - draw["mask_seconds"]) / draw["step"]
     ticket = level.seconds if level else 0.0
     ticket_step = ticket / max(1, level.steps) if level else 0.0
-    rungs = sum(count / flops["dense"] for count in flops["imp_executed"][1:-1])
-    dense_end = last["seconds"] if last else per_step * total
+    rungs = sum(count / counted["dense"] for count in counted["imp_executed"][1:-1])
+    dense_end = last["seconds"] - last["mask_seconds"] if last else per_step * total
     ticket_end = end.seconds if end else ticket_step * again
     return Cost(
-        dense=draw["seconds"],
+        dense=draw["seconds"] - (0 if draw["chosen"] else draw["mask_seconds"]),
         ticket=ticket,
         one_shot=dense_end + ticket_end,
         imp=dense_end + rungs * again * per_step + ticket_end,

@@ -200,6 +200,10 @@ def test_costs_are_those_worked_out_by_hand(search):
     assert end.executed.total == end.executed.one_shot == early.executed.one_shot
     assert (end.minus_end, early.minus_end) == (0.0, early.test_accuracy - end.test_accuracy)
     assert end.seconds.total == pytest.approx(end.seconds.one_shot) and early.is_measured
+    found = {d["level"]: d for d in store.read_result(f"replicate_1/{SEARCH}")["draws"]}
+    # a search pays for its masks, one-shot pruning does not
+    assert early.seconds.dense == found[1]["seconds"]
+    assert end.seconds.dense == found[2]["seconds"] - found[2]["mask_seconds"] < found[2]["seconds"]
     rows = draw_rows([early, end])
     assert [(row.step, row.share, row.settled, row.chosen) for row in rows] == [
         (7, 0.35, 1, True),
@@ -252,7 +256,8 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_tickets(search, text, stop_a
 def timeless(store):
     """The search's record without what the clock says."""
     record = store.read_result(f"replicate_1/{SEARCH}")
-    return {**record, "mask_seconds": 0, "draws": [{**draw, "seconds": 0} for draw in record["draws"]]}
+    untimed = {"mask_seconds": 0, "aside_seconds": 0}
+    return {**record, **untimed, "draws": [{**draw, "seconds": 0, "mask_seconds": 0} for draw in record["draws"]]}
 
 
 def test_the_same_seed_draws_at_the_same_step(search):

@@ -6,7 +6,6 @@ which it is drawn. All of it goes into level 0's checkpoint, so that a search ta
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ticketlab.cost import training_flops
 from ticketlab.draws import SEARCH
 from ticketlab.errors import FailedRun, PruningError
 from ticketlab.pruning.allocate import prune
@@ -33,8 +31,8 @@ from ticketlab.pruning.masks import Mask
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import LevelEvents
 from ticketlab.seeds import derive_seed
-from ticketlab.training.sparse import sparse_layers
-from ticketlab.workflows.draw import draw_ticket, ticket_network
+from ticketlab.workflows.draw import draw_ticket
+from ticketlab.workflows.operations import operations, rungs
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.targets import Target
 from ticketlab.workflows.tickets import replicate_seed, saliencies, wants_initial
@@ -86,6 +84,8 @@ class Search:
         self.draws: dict[int, dict[str, Any]] = {}
         self.told: list[str] = []
         self.mask_seconds = 0.0
+        self.aside_seconds = 0.0
+        """Spent on tickets' files, on counting operations and on pictures."""
         self._pictured_at = time.monotonic()
 
     @property
@@ -109,13 +109,14 @@ class Search:
         if is_due:
             yield from self._compare(step, masks, events)
         settled = [level for level, target in self._open() if is_due and self._has_settled(target)]
+        spent = time.perf_counter() - began
+        self.mask_seconds += spent
         for level in sorted({*forced, *settled}):
-            spent = seconds + time.perf_counter() - began
-            yield self._draw(level, step, masks, state, spent, is_settled=level in settled)
-        self.mask_seconds += time.perf_counter() - began
+            yield self._draw(level, step, masks, state, seconds + spent, is_settled=level in settled)
         if time.monotonic() - self._pictured_at > PICTURE_SECONDS:
             events.picture("mask_distance", self._pictures()["png"], step)
             self._pictured_at = time.monotonic()
+        self.aside_seconds += time.perf_counter() - began - spent
 
     def _open(self) -> list[tuple[int, Target]]:
         """Tickets that are not drawn yet, each with its level."""
@@ -161,13 +162,12 @@ class Search:
             events.scalars(f"mask_distance_keep_{density:g}", track.layers[-1], step)
             for name in nearly_empty(masks[density], ALARM):
                 kept = masks[density][name]
-                text = f"keeps {int(kept.sum())} of {kept.numel()}"
                 events.scalars("nearly_empty", {f"{name}_keep_{density:g}": float(kept.sum())}, step)
                 if (key := f"{name} {density:g}") not in self.told:
                     self.told.append(key)
                     yield Notice(
                         f"replicate {self.replicate}, step {step}: {name} is about to be empty at density {density:g}: "
-                        f"it {text}"
+                        f"it keeps {int(kept.sum())} of {kept.numel()}"
                     )
 
     def _draw(
@@ -184,45 +184,17 @@ class Search:
             **facts,
             "chosen": self.search.targets[level - 1].at is None,
             "start": ticket.facts["rewind_step"],
-            "seconds": seconds,
-            "flops": self._flops(masks[density], state, density, step),
+            "seconds": seconds - self.aside_seconds,
+            "mask_seconds": self.mask_seconds,
+            "operations": self._operations(level, masks[density], state, step),
         }
         return Drawn(self.replicate, density, step, self.plan.steps, is_settled, distance)
 
-    def _flops(self, mask: Mask, state: State, density: float, step: int) -> dict[str, Any]:
-        """Training operations for one example: dense, with this mask, and on iterative pruning's way to it.
-
-        `executed` counts what runs here, `remaining` no multiplications by removed weights. The ladder's masks
-        are those that the present saliency would give.
-        """
-        dense = training_flops(self.plan.build(0), self.plan.data.dataset.input_shape)
-        times = math.ceil(round(math.log(density) / math.log1p(-self.plan.recipe.pruning.rate), 9))
-        rungs = [(1 - self.plan.recipe.pruning.rate) ** n for n in range(1, times)]
+    def _operations(self, level: int, mask: Mask, state: State, step: int) -> dict[str, Any]:
+        """What training costs; the ladder's masks are those that the present saliency would give."""
+        density, rate = self.search.targets[level - 1].density, self.plan.recipe.pruning.rate
         saliency = self._saliency(state, step)
-        ladder = [self._mask(saliency, rung) for rung in rungs]
-        counted = [self._count(dense, found) for found in (mask, *ladder)]
-        whole = sum(dense.values())
-        return {
-            "dense": whole,
-            "executed": counted[0][0],
-            "remaining": counted[0][1],
-            "imp_executed": [whole, *(executed for executed, _ in counted[1:]), counted[0][0]],
-            "imp_remaining": [whole, *(remaining for _, remaining in counted[1:]), counted[0][1]],
-        }
-
-    def _count(self, dense: dict[str, int], mask: Mask) -> tuple[float, float]:
-        """Executed operations, and those with remaining weights only; masked layers are multiplied whole."""
-        if self.search.groups:
-            small = sum(training_flops(ticket_network(self.plan, mask), self.plan.data.dataset.input_shape).values())
-            return small, small
-        sparse = sparse_layers(self.plan.build(0), mask, self.device)
-        executed, remaining = 0.0, 0.0
-        for name, count in dense.items():
-            kept = mask.get(f"{name}.weight")
-            share = 1.0 if kept is None else float(kept.sum()) / kept.numel()
-            remaining += count * share
-            executed += count * (share if f"{name}.weight" in sparse else 1.0)
-        return executed, remaining
+        return operations(self.plan, self.device, mask, [self._mask(saliency, rung) for rung in rungs(density, rate)])
 
     def state(self) -> tuple[State, dict[str, Any]]:
         """Masks and distances so far."""
@@ -237,11 +209,13 @@ class Search:
     def _seen(self) -> dict[str, Any]:
         tracks = [{"density": t.density, "distances": t.distances, "layers": t.layers} for t in self.tracks.values()]
         draws = [self.draws[level] for level in sorted(self.draws)]
-        return {"steps": self.steps, "mask_seconds": self.mask_seconds, "tracks": tracks, "draws": draws}
+        spent = {"mask_seconds": self.mask_seconds, "aside_seconds": self.aside_seconds}
+        return {"steps": self.steps, **spent, "tracks": tracks, "draws": draws}
 
     def restore(self, tensors: State, facts: dict[str, Any]) -> None:
         """Go on where a checkpoint was made."""
-        self.steps, self.told, self.mask_seconds = facts["steps"], facts["told"], facts["mask_seconds"]
+        self.steps, self.told = facts["steps"], facts["told"]
+        self.mask_seconds, self.aside_seconds = facts["mask_seconds"], facts["aside_seconds"]
         self.draws = {draw["level"]: draw for draw in facts["draws"]}
         shapes = self._shapes()
         for seen in facts["tracks"]:
