@@ -13,6 +13,7 @@ from support import TINY
 from typer.testing import CliRunner
 
 from ticketlab.cli.app import app
+from ticketlab.cli.render import stop_request
 
 RUN = {
     "run", "recipe", "hash", "method", "state", "device", "data", "stand_in_for", "seconds", "replicates", "summary"
@@ -173,6 +174,9 @@ def test_recipes_are_listed_shown_and_checked(ticketlab, write_recipe, tmp_path)
     shown = ticketlab("recipes", "show", "recipes/small.yaml", "--set", "seed=5")
     assert "seed: 5\n" in shown.stdout and "criterion: magnitude" in shown.stdout
     assert ticketlab("recipes", "check", "recipes/small.yaml").stdout.strip() == "recipes/small.yaml: valid"
+    told = ticketlab("recipes", "check", "recipes/small.yaml", "--json", "--set", "train.lrr=1")
+    assert told.exit_code == 2 and json.loads(told.stdout)["valid"] is False
+    assert json.loads(told.stdout)["errors"] == [told.stderr.strip().removeprefix("error: ")]
     broken = ticketlab("recipes", "check", "recipes/small.yaml", "--set", "train.lrr=1")
     assert (broken.exit_code, broken.stdout) == (2, "")
     assert ticketlab("recipes", "ls", "--recipes", "nowhere").exit_code == 2
@@ -283,6 +287,20 @@ def test_a_run_killed_with_sigkill_resumes_to_the_identical_result(tmp_path, wri
     _, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
     assert results(runs) == whole
+
+
+def test_the_first_ctrl_c_waits_only_where_there_is_state_to_save():
+    with stop_request() as should_stop:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        assert not should_stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert should_stop()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
 
 
 @pytest.mark.slow

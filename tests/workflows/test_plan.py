@@ -96,6 +96,10 @@ def test_options_that_do_not_fit_a_signature_are_named(tiny, places):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        (
+            "train.batch_size=5000",
+            r"train\.batch_size: only 1237 training examples beside validation; 5000 is too many",
+        ),
         ("pruning.rewind=30it", r"--set pruning\.rewind=30it: pruning\.rewind: step 30 is not before the end"),
         ("pruning.rewind=1ep", "step 39 is not before the end of training at step 30"),
         ("train.steps=0it", "training needs at least 1it"),
@@ -177,6 +181,16 @@ def test_a_plugin_is_loaded_before_its_names_are_looked_up(tiny, places, tmp_pat
         tiny("plugins=[steady.py]", "pruning.criterion=test_only_signed", "pruning.options={factor: 2.0}"), places
     )
     assert plan.recipe.pruning.criterion == "test_only_signed"
+    (tmp_path / "needy.py").write_text(
+        "from ticketlab.pruning.criteria import criteria\n"
+        "@criteria.register('test_only_needy', needs={'initail'})\n"
+        "def needy(weight, evidence):\n"
+        "    return weight\n"
+    )
+    with pytest.raises(
+        RecipeError, match="'test_only_needy' needs 'initail', which no run records; did you mean 'init"
+    ):
+        plan_of(tiny("plugins=[needy.py]", "pruning.criterion=test_only_needy"), places)
     (tmp_path / "bad.py").write_text("import nothing_like_this\n")
     with pytest.raises(RecipeError, match=r"bad\.py:1: ModuleNotFoundError"):
         plan_of(tiny("plugins=[bad.py]"), places)

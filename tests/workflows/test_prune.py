@@ -8,6 +8,7 @@ import torch
 from support import equal, states, untimed
 
 from ticketlab.errors import FailedRun, Interrupted
+from ticketlab.pruning.criteria import criteria
 from ticketlab.pruning.masks import masked, remaining
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.seeds import derive_seed
@@ -52,6 +53,16 @@ def test_rewound_weights_equal_those_at_the_rewind_step_under_the_mask(run, rewi
         ticket = store.read_ticket(1, level)
         assert equal([ticket_weights(plan, ticket)], [masked(expected, ticket.mask)])
         assert (ticket.weights is None) == (rewind == 0)
+
+
+def test_a_criterion_that_works_in_place_harms_no_weight(run):
+    @criteria.register("test_only_in_place")
+    def in_place(weight, evidence):
+        return weight.abs_()
+
+    _, store, _ = run("pruning.levels=1")
+    _, other, _ = run("pruning.levels=1", "pruning.criterion=test_only_in_place", folder="other")
+    assert equal(states(other, 2), states(store, 2))
 
 
 @pytest.mark.parametrize("method", ["imp", "oneshot"])

@@ -195,8 +195,9 @@ def recipes_check(recipe: RecipePath, overrides: Overrides = None, data: DataRoo
         from ticketlab.recipe_file import read_recipe
         from ticketlab.workflows.plan import check_all
 
-        file = read_recipe(recipe, overrides or ())
-        without = check_all(file, _places(data, may_download=False))
+        with render.problems_as_json(recipe, json):
+            file = read_recipe(recipe, overrides or ())
+            without = check_all(file, _places(data, may_download=False))
         render.checked(recipe, without, json)
 
 

@@ -77,18 +77,26 @@ def one_line_errors(verbose: bool = False) -> Iterator[None]:
 
 @contextmanager
 def stop_request() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C or SIGTERM asks for a stop, so that the state can be saved first; a second Ctrl-C does not wait."""
+    """Ctrl-C or SIGTERM asks for a stop, so that the state can be saved first; a second Ctrl-C does not wait.
+
+    Before anybody has asked whether to stop there is no state to save, and the first one does not wait either.
+    """
     asked: list[int] = []
+    heard: list[bool] = []
 
     def ask(number: int, _: object) -> None:
-        if asked:
+        if asked or not heard:
             raise KeyboardInterrupt
         asked.append(number)
         note("stopping: saving the state first (again to stop at once)")
 
+    def should_stop() -> bool:
+        heard[:] = [True]
+        return bool(asked)
+
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(asked)
+        yield should_stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -288,6 +296,17 @@ def recipes(paths: Sequence[Path], root: Path, json: bool) -> None:
 def _what(path: Path) -> str:
     first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
     return first.removeprefix("# What:").strip() if first.startswith("# What:") else ""
+
+
+@contextmanager
+def problems_as_json(recipe: Path, json: bool) -> Iterator[None]:
+    """What is wrong with a recipe on stdout too, for programs; the error goes on its way."""
+    try:
+        yield
+    except TicketlabError as error:
+        if json:
+            result({"recipe": str(recipe), "valid": False, "errors": str(error).splitlines()})
+        raise
 
 
 def checked(recipe: Path, without_data: str | None, json: bool) -> None:

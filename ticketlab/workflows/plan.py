@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from ticketlab.errors import FusionError, MissingData, PluginError, PruningError
 from ticketlab.models import models
 from ticketlab.models.compact import layer_widths, rebuild
 from ticketlab.pruning.allocate import Pool, keep_at, keep_count, make_pools
-from ticketlab.pruning.criteria import criteria
+from ticketlab.pruning.criteria import Evidence, criteria
 from ticketlab.pruning.masks import full_mask
 from ticketlab.recipe import ModelSection, Recipe, recipe_hash
 from ticketlab.recipe_file import Problem, RecipeFile
-from ticketlab.registry import check_options, file_digest, load_file, where_it_failed
+from ticketlab.registry import check_options, did_you_mean, file_digest, load_file, where_it_failed
 from ticketlab.workflows.targets import EarlyBird, check_method, check_search, make_search
 
 
@@ -113,6 +113,7 @@ def check_recipe(file: RecipeFile) -> None:
     problems += _check(
         ("pruning", "criterion"), lambda: criteria.find(recipe.pruning.criterion), recipe.pruning.options
     )
+    problems += _check_needs(recipe.pruning.criterion)
     problems += _check(("model", "name"), lambda: find_builder(recipe.model, file.path.parent), recipe.model.options)
     for key, data in (("name", recipe.data.name), ("offline", recipe.data.offline)):
         if data is not None:
@@ -120,6 +121,16 @@ def check_recipe(file: RecipeFile) -> None:
     problems += check_method(recipe)
     if problems:
         raise file.error(problems)
+
+
+def _check_needs(criterion: str) -> list[Problem]:
+    """Evidence that a criterion asks for and no run records."""
+    recorded = {field.name for field in fields(Evidence)}
+    unknown = sorted(criteria.needs(criterion) - recorded) if criterion in criteria else []
+    return [
+        (("pruning", "criterion"), f"'{criterion}' needs '{name}', which no run records{did_you_mean(name, recorded)}")
+        for name in unknown
+    ]
 
 
 def _check(key: tuple[str, str], find: Callable[[], Callable[..., Any]], options: Mapping[str, Any]) -> list[Problem]:
@@ -171,6 +182,9 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
     splits = split(data.dataset, recipe.data.validation, recipe.data.split_seed)
     per_epoch = steps_per_epoch(len(splits.train), train.batch_size)
     problems = _check_times(recipe, per_epoch)
+    if train.batch_size > len(splits.train):
+        message = f"only {len(splits.train)} training examples beside validation; {train.batch_size} is too many"
+        problems.append((("train", "batch_size"), message))
     sizes: dict[str, int] = {}
     judged: dict[str, int] = {}
     pools: list[Pool] = []

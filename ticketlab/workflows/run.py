@@ -168,7 +168,7 @@ def outcome(store: RunStore) -> Iterator[None]:
         with told(store):
             yield
         state = "finished"
-    except (Interrupted, GeneratorExit):
+    except (Interrupted, GeneratorExit, KeyboardInterrupt):
         state = "interrupted"
         raise
     finally:

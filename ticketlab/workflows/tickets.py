@@ -71,7 +71,8 @@ def saliencies(
     for name, values in numbers.items():
         evidence = Evidence(initial.get(name), generator if "generator" in needs else None, progress)
         try:
-            saliency = criterion(values, evidence, **section.options)
+            # a copy: a user's criterion may work in place
+            saliency = criterion(values.clone(), evidence, **section.options)
         except (Exception, SystemExit) as error:
             what = f"{type(error).__name__}: {error}"
             raise FailedRun(f"criterion '{section.criterion}' at {where}, {name}: {what}") from error
