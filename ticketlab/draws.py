@@ -44,6 +44,8 @@ class Draw:
     """Asked for."""
     step: int
     total_steps: int
+    steps: int
+    """Trained in all: dense until the draw, then the ticket."""
     distance: float | None
     settled: bool
     chosen: bool
@@ -83,6 +85,7 @@ def _draw(replicate: int, draw: Mapping[str, Any], record: Mapping[str, Any], tr
         density=draw["density"],
         step=draw["step"],
         total_steps=total,
+        steps=draw["step"] + total - draw["start"],
         distance=draw["distance"],
         settled=draw["settled"],
         chosen=draw["chosen"],
@@ -98,7 +101,7 @@ def _draw(replicate: int, draw: Mapping[str, Any], record: Mapping[str, Any], tr
 def _operations(draw: Mapping[str, Any], record: Mapping[str, Any], kind: str) -> Cost:
     """Operations of a ticket's way and of its rivals'; a rival's pruned levels restart at the rewind step."""
     counted, batch, total = draw["operations"], record["batch_size"], record["total_steps"]
-    again = total - record["rewind"]
+    again = record["again"]
     return Cost(
         dense=counted["dense"] * batch * draw["step"],
         ticket=counted[kind] * batch * (total - draw["start"]),
@@ -116,7 +119,7 @@ def _seconds(
 ) -> Cost:
     """Seconds likewise, rivals' measured where a ticket was drawn at the end; only a search makes masks on its way."""
     counted, total = draw["operations"], record["total_steps"]
-    again = total - record["rewind"]
+    again = record["again"]
     per_step = (draw["seconds"] - draw["mask_seconds"]) / draw["step"]
     ticket = level.seconds if level else 0.0
     ticket_step = ticket / max(1, level.steps) if level else 0.0
@@ -135,12 +138,15 @@ def _seconds(
 class DrawRow:
     """A density over all replicates: those that the search chose, or those at one fixed step."""
 
+    level: int
     density: float
     chosen: bool
     step: float
     """Mean."""
     share: float
     """Of the whole training."""
+    steps: float
+    """Trained in all, mean."""
     settled: int
     """Replicates whose mask had settled."""
     test_accuracy: Estimate
@@ -161,10 +167,12 @@ def draw_rows(found: Sequence[Draw]) -> list[DrawRow]:
 def _row(same: Sequence[Draw]) -> DrawRow:
     ends = [draw.minus_end for draw in same if draw.minus_end is not None]
     return DrawRow(
+        level=same[0].level,
         density=same[0].density,
         chosen=same[0].chosen,
         step=fmean(draw.step for draw in same),
         share=fmean(draw.step / draw.total_steps for draw in same),
+        steps=fmean(draw.steps for draw in same),
         settled=sum(draw.settled for draw in same),
         test_accuracy=estimate([draw.test_accuracy for draw in same if draw.test_accuracy is not None]),
         minus_end=estimate(ends) if ends else None,

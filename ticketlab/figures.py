@@ -22,11 +22,11 @@ SHOWN = (
 )  # fmt: skip
 
 
-def encode(figure: Figure) -> dict[str, bytes]:
-    """A figure as PNG and SVG."""
+def encode(figure: Figure, *kinds: str) -> dict[str, bytes]:
+    """A figure as PNG and SVG, or in the kinds named."""
     FigureCanvasAgg(figure)
     found = {}
-    for kind in ("png", "svg"):
+    for kind in kinds or ("png", "svg"):
         content = io.BytesIO()
         figure.savefig(content, format=kind, dpi=150, bbox_inches="tight")
         found[kind] = content.getvalue()

@@ -136,8 +136,8 @@ class EarlyBirdSection(Section):
     """Unit of mask distances: of what chance would give, or (the paper) of all positions."""
     epsilon: Annotated[float, Field(gt=0)] | None = None
     """A ticket is drawn when the newest mask is closer than this to all others of the window. In units of chance it
-    is meant for a window over a tenth of the training, and grows with the root of that span. Left out: 0.32 with
-    criterion extrapolated, 0.2 with others, 0.45 for channels, and the paper's 0.1 for distance hamming."""
+    is meant for a window over a tenth of the training, and grows with the root of that span. Left out: what was
+    calibrated for the criterion and granularity (docs/early-bird.md), or the paper's 0.1 for distance hamming."""
     patience: Time | None = None
     """Time at which a ticket is drawn though its mask still moves; left out, the end of training."""
     also_at: Annotated[tuple[Time, ...], Field(strict=False)] = ()

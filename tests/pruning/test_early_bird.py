@@ -73,9 +73,9 @@ def test_equal_saliencies_decide_nothing():
     assert decides_nothing(half, together)
     other = {**half, "b": torch.tensor([0.5, 0.5, 0.6])}
     assert not decides_nothing(other, together)
-    assert decides_nothing(other, apart)
-    # a pool that loses nothing need not decide
-    assert not decides_nothing(other, [Pool(("a",), 0.0), Pool(("b",), 0.2)])
+    assert not decides_nothing(other, apart)  # one layer that is still constant does not silence the others
+    # a pool that loses nothing does not decide
+    assert decides_nothing(other, [Pool(("a",), 0.2), Pool(("b",), 0.0)])
 
 
 def test_a_layer_far_below_the_average_density_is_about_to_be_empty():

@@ -238,6 +238,84 @@ def test_removed_weights_are_the_smallest_at_the_draw(search):
             assert (ticket.weights[name][~kept] == 0).all() and (ticket.weights[name][kept] != 0).all()
 
 
+@pytest.mark.parametrize(
+    "change, epsilon",
+    [
+        # 0.2 for a window over a tenth of the training: here 2 masks 4 steps apart, a fifth of 40 steps: times √2
+        ((), 0.2 * 2**0.5),
+        (("early_bird.window=2",), 0.2),
+        (("early_bird.every=1it", "early_bird.window=2"), 0.1),
+        (("pruning.criterion=extrapolated",), 0.32 * 2**0.5),
+        (("early_bird.epsilon=0.5",), 0.5 * 2**0.5),
+        (("early_bird.distance=hamming",), 0.1),
+        (("early_bird.distance=hamming", "early_bird.epsilon=0.3"), 0.3),
+    ],
+)
+def test_epsilon_grows_with_the_root_of_the_windows_span(plan_of, change, epsilon):
+    plan = plan_of(DIGITS.replace("epsilon: 0.35, ", ""), *change)
+    assert plan.early_bird.epsilon == pytest.approx(epsilon)
+
+
+def test_channels_have_an_epsilon_of_their_own(plan_of):
+    """Three masks 2 steps apart, a sixth of 24 steps."""
+    plan = plan_of(CHANNELS.replace(", epsilon: 2.0", ""))
+    assert plan.early_bird.epsilon == pytest.approx(0.45 * (1 / 6 / 0.1) ** 0.5)
+
+
+def test_an_extrapolated_mask_is_that_of_the_way_so_far(search):
+    """At step 20 of 40 the way counts √2 times: worked out from the weights saved at that step."""
+    only = ("early_bird.densities=[0.2]", "early_bird.epsilon=1e-9")
+    way = ("pruning.criterion=extrapolated", "pruning.after=continue", "early_bird.also_at=[20it]")
+    _, store, _ = search(DIGITS, *only, *way)
+    dense, early, _ = search(DIGITS, "early_bird.epsilon=1e-9", "train.evaluate_every=1it", "train.steps=20it",
+                             "early_bird.every=2it", folder="half")  # fmt: skip
+    start, half = dense.build(derive_seed(0, "init")).state_dict(), early.read_weights(1, 0, "final")
+    for name, kept in store.read_ticket(1, 2).mask.items():
+        heading = (start[name] + 2**0.5 * (half[name] - start[name])).abs()
+        assert heading[~kept].max() <= heading[kept].min() * (1 + 1e-6)
+        assert half[name].abs()[~kept].max() > half[name].abs()[kept].min()  # magnitude would choose others
+
+
+@pytest.mark.parametrize(
+    ("criterion", "rewind"),
+    [("magnitude", 4), ("magnitude", 12), ("extrapolated", 8), ("extrapolated", 12), ("magnitude_increase", 8)],
+)
+def test_a_ticket_may_rewind_to_any_step_up_to_its_draw(search, criterion, rewind):
+    """The first window is full at step 12; a criterion that compares with the rewind step waits for it."""
+    also = "early_bird.also_at=[12it]"
+    plan, store, events = search(DIGITS, f"pruning.criterion={criterion}", f"pruning.rewind={rewind}it", also)
+    assert min(drawn(events)) == 12
+    ticket = store.read_ticket(1, 3)
+    assert equal([ticket_weights(plan, ticket)], [masked(store.read_rewind(1), ticket.mask)])
+
+
+@pytest.mark.parametrize("after", ["rewind", "lr_rewind", "reinit", "continue"])
+def test_the_ticket_of_the_end_costs_what_one_shot_pruning_costs(search, after):
+    _, store, _ = search(DRIFT_RECIPE, f"pruning.after={after}", "pruning.rewind=2it", "early_bird.also_at=[20it]")
+    end = draws(store, run_levels(store))[1]
+    assert end.executed.total == end.executed.one_shot and end.remaining.total == end.remaining.one_shot
+    assert end.steps == 20 + (20 if after == "reinit" else 18)
+
+
+def test_sparse_layers_execute_their_remaining_weights_only(search):
+    """fc2 at a fifth trains sparse; fc1 (19,200 weights here) and the output are too small for that: multiplied whole."""
+    _, store, _ = search(DIGITS, "early_bird.densities=[0.2]")
+    draw = draws(store, run_levels(store))[0]
+    steps, batch = 40, 32
+    assert draw.executed.ticket == steps * batch * (4 * 19_200 + 6 * 6000 + 6 * 1000)
+    assert draw.remaining.ticket == steps * batch * (4 * 3840 + 6 * 6000 + 6 * 468)
+
+
+def test_alarms_are_not_told_again_after_a_resume(search):
+    change = ("pruning.output_rate=0.9", "early_bird.densities=[0.2]", "early_bird.epsilon=1e-9")
+    asked = iter(range(1000))
+    settings = Settings(checkpoint_seconds=0, should_stop=lambda: next(asked) == 20)
+    with pytest.raises(Interrupted):
+        search(DIGITS, *change, settings=settings)
+    _, _, events = search(DIGITS, *change)
+    assert not [event for event in events if isinstance(event, Notice)]
+
+
 @pytest.mark.parametrize("text", [DIGITS, CHANNELS])
 @pytest.mark.parametrize("stop_after", [1, 5, 9, 13, 30])
 def test_a_run_stopped_anywhere_goes_on_to_the_same_tickets(search, text, stop_after):
@@ -292,7 +370,9 @@ def test_equal_scales_of_a_fresh_network_give_no_mask(search, plan_of, tmp_path)
         uneven[1].weight.data[0] += 0.01
         list(watch.after_step(4, uneven, 0.0, events))
         assert watch.steps == [4]
-    with pytest.raises(FailedRun, match="no ticket can be drawn at step 1: all scales are still equal"):
+    with pytest.raises(
+        FailedRun, match="no ticket can be drawn at step 1: all that criterion 'magnitude' judges is still eq"
+    ):
         search(CHANNELS, "train.lr=1e-30", "early_bird.also_at=[1it]", folder="equal")
 
 
@@ -345,14 +425,29 @@ def test_a_channel_ticket_is_loaded_at_its_own_size(search, places):
     plan, store, _ = search(CHANNELS)
     store.write_manifest({"recipe": "early", "folder": str(plan.file.path.parent)})
     store.write_recipe(plan.file.path.read_text())
-    source = from_run(store, places, 1, 1, ())
+    source = from_run(store, places, None, 1, ())
+    assert source.facts["level"] == 1  # the one that the search chose, not those of also_at
     assert sum(p.numel() for p in source.model.parameters()) < sum(p.numel() for p in source.dense.parameters())
     assert isinstance(source.model[0], nn.Conv2d) and source.model[0].out_channels < 6
+
+
+def test_a_search_that_ended_early_is_no_dense_network_to_compare_with(search, places):
+    plan, store, _ = search(DIGITS)
+    store.write_manifest({"recipe": "early", "folder": str(plan.file.path.parent)})
+    store.write_recipe(plan.file.path.read_text())
+    source = from_run(store, places, None, 1, ())
+    assert source.facts["level"] == 2 and source.dense is None
 
 
 def test_channels_need_batch_norms(plan_of):
     with pytest.raises(RecipeError, match=r"no channels with a batch norm of their own; use early_bird\.granularity"):
         plan_of(DIGITS.replace("{densities", "{granularity: channels, densities").replace("{output_rate: 0.1}", "{}"))
+
+
+@pytest.mark.parametrize("norm", ["BatchNorm2d(8, affine=False)", "GroupNorm(2, 8)", "Identity()"])
+def test_channels_without_scales_are_left_alone(plan_of, monkeypatch, norm):
+    monkeypatch.setitem(globals(), "NORMED", NORMED.replace("BatchNorm2d(8)", norm).replace(", model[4]", ","))
+    assert [group.name for group in plan_of(CHANNELS).early_bird.groups] == ["0"]
 
 
 # --- what a user sees
@@ -379,6 +474,9 @@ def test_the_search_leaves_pictures_and_curves(search):
     assert events.Tags()["images"] == ["mask_distance"]
     record = json.loads((folder / SEARCH).read_text())
     logged = [point.value for point in events.Scalars("mask_distance/keep_0.5")]
+    layers = [point.value for point in events.Scalars("mask_distance_keep_0.5/fc1.weight")]
+    assert layers == pytest.approx([found["fc1.weight"] for found in record["tracks"][0]["layers"][1:]])
+    assert 0 < min(layers) < max(layers) < 1
     rows = record["tracks"][0]["distances"]
     assert logged == pytest.approx([max(row[-2:]) for row in rows if len(row) >= 2])
 
@@ -407,6 +505,8 @@ def test_a_forecast_counts_tickets(plan_of):
         ("early_bird.also_at=[4it,4it]", "early_bird.also_at: each time once"),
         ("pruning.rewind=13it", "step 13 comes after step 12, at which a ticket may be drawn"),
         ("early_bird.epsilon=0", "early_bird.epsilon: Input should be greater than 0"),
+        ("train.steps=0it", "train.steps: training needs at least 1it"),
+        ("train.slimming=1e-3", "train.slimming: the model has no batch norm"),
         ("early_bird.windw=5", "unknown key; did you mean 'window'?"),
     ],
 )

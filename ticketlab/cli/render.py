@@ -35,9 +35,9 @@ LEVEL_COLUMNS = (
 )  # fmt: skip
 
 DRAW_COLUMNS = (
-    "density\n%", "drawn at\nstep", "", "test\naccuracy %", "minus ticket\nof the end %", "10¹² operations\ndense",
-    "\nticket", "% of\none-shot", "% of\niterative", "remaining weights\nonly, % of one-shot", "% of\niterative",
-    "seconds", "% of\none-shot",
+    "level", "density\n%", "drawn at\nstep", "", "test\naccuracy %", "minus ticket\nof the end %", "steps\nin all",
+    "10¹² operations\ndense + ticket", "% of\none-shot", "% of\niterative", "remaining weights\nonly, % of one-shot",
+    "% of\niterative", "seconds", "% of\none-shot", "% of\niterative",
 )  # fmt: skip
 
 FUSION_COLUMNS = (
@@ -126,14 +126,17 @@ def _level_table(store: RunStore, levels: Sequence[Level]) -> None:
         f"{store.name} on {data}: test accuracy at the early-stop step ± 95 % t interval",
         LEVEL_COLUMNS,
     )
-    for row in summarise(levels):
-        table.add_row(*_cells(row))
+    rows = summarise(levels)
+    for row in rows:
+        # an early-bird search ends with its last draw
+        ended_early = not row.level and len(rows) > 1 and rows[1].minus_dense is None
+        table.add_row(*_cells(row, "0 (search)" if ended_early else str(row.level)))
     _print(table)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, level: str) -> list[str]:
     return [
-        str(row.level),
+        level,
         f"{100 * row.density:.2f}",
         f"{100 * (1 - row.density):.2f}",
         _with_interval(row.test_accuracy, ".2f"),
@@ -158,20 +161,22 @@ def _draw_table(store: RunStore, levels: Sequence[Level]) -> None:
         drawn = f"{row.step:,.0f} ({100 * row.share:.0f} %)"
         how = f"settled {row.settled} of {row.test_accuracy.n}" if row.chosen else "fixed"
         table.add_row(
+            str(row.level),
             f"{100 * row.density:g}",
             drawn,
             how,
             _with_interval(row.test_accuracy, ".2f"),
             "" if row.minus_end is None else _with_interval(row.minus_end, "+.2f"),
-            *(f"{part / 1e12:.3g}" for part in (row.executed.dense, row.executed.ticket)),
+            f"{row.steps:,.0f}",
+            f"{row.executed.dense / 1e12:.3g} + {row.executed.ticket / 1e12:.3g}",
             *_shares(row.executed),
             *_shares(row.remaining),
             f"{row.seconds.total:.1f}",
-            _shares(row.seconds)[0] + ("" if row.is_measured else " *"),
+            *(share + ("" if row.is_measured else " *") for share in _shares(row.seconds)[:1]),
+            _shares(row.seconds)[1] + " *",
         )
     _print(table)
-    if not all(row.is_measured for row in rows):
-        note("* reckoned from seconds per step; also_at: the end of training measures it")
+    note("* reckoned from seconds per step; also_at: the end of training measures one-shot pruning")
 
 
 def _shares(cost: Cost) -> tuple[str, str]:

@@ -100,8 +100,8 @@ def has_settled(distances: Sequence[float], window: int, epsilon: float) -> bool
 
 
 def decides_nothing(saliency: Mapping[str, Tensor], pools: Sequence[Pool]) -> bool:
-    """Whether some pool's saliencies are all equal, as a fresh batch norm's scales are: any mask would be arbitrary."""
-    return any(
+    """Whether all of each pool's saliencies are equal, as a fresh batch norm's scales: any mask would be arbitrary."""
+    return all(
         min(float(saliency[name].min()) for name in pool.layers)
         == max(float(saliency[name].max()) for name in pool.layers)
         for pool in pools

@@ -46,7 +46,7 @@ def train_steps(
     """
     frozen = _sparse_parameters(model, mask)
     parameters = list(model.parameters())
-    scales = [layer.weight for layer in model.modules() if slimming and isinstance(layer, NORMS) and layer.affine]
+    scales = _scales(model) if slimming else []
     model.train()
     for index in range(start, stop):
         images, labels = next(batches)
@@ -58,13 +58,23 @@ def train_steps(
             assert parameter.grad is not None
             parameter.grad.mul_(kept)
         for scale in scales:
-            assert scale.grad is not None
+            if scale.grad is None:
+                continue  # a norm that the network does not use
             scale.grad.add_(scale.detach().sign(), alpha=slimming)
         optimizer.step()
         # what optimizer.zero_grad() does, in a quarter of its time
         for parameter in parameters:
             parameter.grad = None
         yield Step(index + 1, loss.detach())
+
+
+def _scales(model: nn.Module) -> list[nn.Parameter]:
+    """Batch-norm scales that are trained."""
+    return [
+        layer.weight
+        for layer in model.modules()
+        if isinstance(layer, NORMS) and layer.affine and layer.weight.requires_grad
+    ]
 
 
 def _sparse_parameters(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, Tensor]]:

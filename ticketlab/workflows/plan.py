@@ -17,7 +17,7 @@ from ticketlab.data.files import Places
 from ticketlab.data.sources import Dataset, datasets, load_with_stand_in
 from ticketlab.errors import FusionError, MissingData, PluginError, PruningError, TicketlabError
 from ticketlab.models import models
-from ticketlab.models.compact import layer_widths, rebuild
+from ticketlab.models.compact import NORMS, layer_widths, rebuild
 from ticketlab.pruning.allocate import Pool, keep_at, keep_count, make_pools
 from ticketlab.pruning.criteria import Evidence, criteria
 from ticketlab.pruning.masks import full_mask
@@ -193,11 +193,15 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
     try:
         model = build(recipe.seed)
         judged = sizes = _check_model(model, data.dataset)
-        if recipe.method == "early_bird":
+        if train.slimming and not any(isinstance(layer, NORMS) and layer.affine for layer in model.modules()):
+            problems.append((("train", "slimming"), "the model has no batch norm whose scales it could pull to zero"))
+        if recipe.method == "early_bird" and not problems:
             search = make_search(recipe, model, data.dataset.input_shape, per_epoch)
             judged = {group.name: group.units for group in search.groups} or sizes
         pools = _pools(recipe, judged)
-    except (PruningError, FusionError) as error:
+    except FusionError as error:
+        problems.append((("early_bird", "granularity"), str(error)))
+    except PruningError as error:
         problems.append((("pruning",), str(error)))
     except PluginError as error:
         problems.append((("model",), str(error)))
@@ -241,7 +245,7 @@ def _pools(recipe: Recipe, sizes: Mapping[str, int]) -> list[Pool]:
     else:
         keeps = [keep_count(pool, sizes, 1) for pool in pools]
     if keeps == [keep_count(pool, sizes, 0) for pool in pools]:
-        raise PruningError("no weight would ever be removed; raise the rate or ignore fewer layers")
+        raise PruningError("nothing would ever be removed; raise the rate, lower the densities or ignore fewer layers")
     return pools
 
 

@@ -42,7 +42,7 @@ MEMORY = 64 * 2**20
 """Bytes of masks that are kept for each density; beyond, the oldest outside the window are forgotten."""
 ALARM = 0.1
 """A layer that keeps less than this share of the average density is about to be empty."""
-PICTURE_SECONDS = 30.0
+PICTURE_SECONDS = 15.0
 
 
 @dataclass
@@ -97,14 +97,17 @@ class Search:
         """Make masks where one is due, and draw what has settled or must be drawn now."""
         is_due = step % self.search.every == 0
         forced = [level for level, target in self._open() if step == (target.at or self.search.patience)]
-        if not is_due and not forced:
+        if (not is_due and not forced) or (step < self.plan.rewind and wants_initial(self.plan)):
             return
         began = time.perf_counter()
         state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
         masks = self._masks(state, step)
         if not masks:
             if forced:
-                raise FailedRun(f"no ticket can be drawn at step {step}: all scales are still equal")
+                raise FailedRun(
+                    f"no ticket can be drawn at step {step}: all that criterion "
+                    f"'{self.plan.recipe.pruning.criterion}' judges is still equal; draw later or train faster"
+                )
             return
         if is_due:
             yield from self._compare(step, masks, events)
@@ -114,7 +117,7 @@ class Search:
         for level in sorted({*forced, *settled}):
             yield self._draw(level, step, masks, state, seconds + spent, is_settled=level in settled)
         if time.monotonic() - self._pictured_at > PICTURE_SECONDS:
-            events.picture("mask_distance", self._pictures()["png"], step)
+            events.picture("mask_distance", self._pictures("png")["png"], step)
             self._pictured_at = time.monotonic()
         self.aside_seconds += time.perf_counter() - began - spent
 
@@ -140,9 +143,8 @@ class Search:
 
     def _saliency(self, state: State, step: int) -> State:
         numbers = self.search.judged(state, self.plan.sizes)
-        initial: State = {}
-        if wants_initial(self.plan) and step >= self.plan.rewind:
-            initial = self.search.judged(self.store.read_rewind(self.replicate), self.plan.sizes)
+        rewind = self.store.read_rewind(self.replicate) if wants_initial(self.plan) else None
+        initial = self.search.judged(rewind, self.plan.sizes) if rewind else {}
         seed = derive_seed(replicate_seed(self.plan, self.replicate), "criterion", step)
         progress = (step - self.plan.rewind) / (self.plan.steps - self.plan.rewind)
         return saliencies(self.plan, numbers, initial, seed, f"step {step}", progress)
@@ -230,7 +232,7 @@ class Search:
     def finish(self, events: LevelEvents) -> None:
         """Write the search's record and its pictures."""
         folder = f"replicate_{self.replicate}"
-        pictures = self._pictures()
+        pictures = self._pictures("png", "svg")
         for kind, content in pictures.items():
             self.store.write_file(f"{folder}/mask_distance.{kind}", content)
         if self.steps:
@@ -246,15 +248,15 @@ class Search:
             "window": search.window,
             "every": search.every,
             "total_steps": self.plan.steps,
-            "rewind": self.plan.rewind,
+            "again": self.plan.steps - (0 if self.plan.recipe.pruning.after == "reinit" else self.plan.rewind),
             "batch_size": self.plan.recipe.train.batch_size,
             **self._seen(),
         }
 
-    def _pictures(self) -> dict[str, bytes]:
+    def _pictures(self, *kinds: str) -> dict[str, bytes]:
         from ticketlab.figures import encode, mask_distances  # matplotlib takes half a second to load
 
-        return encode(mask_distances(self._record()))
+        return encode(mask_distances(self._record()), *kinds)
 
 
 def _unpacked(tensors: State, prefix: str, shapes: dict[str, tuple[int, ...]]) -> list[Snapshot]:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ticketlab.data.files import Places
+from ticketlab.draws import draws
 from ticketlab.errors import PluginError, RunError
 from ticketlab.models.compact import rebuild
 from ticketlab.pruning.masks import masked
@@ -19,7 +20,7 @@ from ticketlab.recipe import ModelSection
 from ticketlab.recipe_file import RecipeFile, parse_recipe, read_recipe
 from ticketlab.registry import load_file
 from ticketlab.runs.network import read_foreign_state, read_network
-from ticketlab.runs.store import RunStore
+from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import digest
 from ticketlab.workflows.plan import Data, Plan, call_builder, find_builder, load_data, make_plan
 
@@ -58,11 +59,14 @@ class Source:
 
 
 def from_run(store: RunStore, places: Places, level: int | None, replicate: int, overrides: Sequence[str]) -> Source:
-    """A level of a run at its early-stop step; the deepest finished one when none is named."""
+    """A level of a run at its early-stop step; the deepest finished one when none is named.
+
+    Of an early-bird run that is the sparsest ticket that the search chose, not one drawn at a fixed step.
+    """
     finished = store.levels(replicate)
     if not finished:
         raise RunError(f"{store.path}: replicate {replicate} has no finished level yet")
-    index = finished[-1].level if level is None else level
+    index = _deepest(store, finished, replicate) if level is None else level
     if not 0 <= index < len(finished):
         raise RunError(f"{store.path}: replicate {replicate} has levels 0 to {len(finished) - 1}, not {index}")
     manifest = store.read_manifest()
@@ -73,9 +77,15 @@ def from_run(store: RunStore, places: Places, level: int | None, replicate: int,
     plan = make_plan(*load_data(file, places))
     facts = {"run": store.name, "replicate": replicate, "level": index}
     model = _level_model(plan, store, replicate, index)
-    dense = _level_model(plan, store, replicate, 0) if index else None
+    was_trained = sum(point.steps for point in finished[:1]) >= plan.steps
+    dense = _level_model(plan, store, replicate, 0) if index and was_trained else None
     facts["digest"] = digest(model.state_dict())
     return Source(f"{store.name} level {index}", plan, model, dense, facts)
+
+
+def _deepest(store: RunStore, finished: Sequence[Level], replicate: int) -> int:
+    chosen = [d.level for d in draws(store, finished) if d.replicate == replicate and d.chosen and d.test_accuracy]
+    return chosen[-1] if chosen else finished[-1].level
 
 
 def _level_model(plan: Plan, store: RunStore, replicate: int, level: int) -> nn.Module:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ticketlab.errors import PruningError
+from ticketlab.errors import FusionError
 from ticketlab.fusion.groups import Group, prove
 from ticketlab.fusion.trace import trace
 from ticketlab.pruning.early_bird import Measure
@@ -67,9 +67,9 @@ def _scales(state: Mapping[str, Tensor], group: Group) -> Tensor:
 
 
 def make_search(recipe: Recipe, model: nn.Module, shape: tuple[int, ...], per_epoch: int) -> EarlyBird:
-    """The search of a recipe; raises PruningError where the network has no channels to prune."""
+    """The search of a recipe; raises FusionError where the network has no channels to prune."""
     section, stop = recipe.early_bird, recipe.train.steps.steps(per_epoch)
-    every = section.every.steps(per_epoch) if section.every else max(1, stop // MASKS)
+    every = _every(recipe, per_epoch)
     times = (None, *(time.steps(per_epoch) for time in section.also_at))
     return EarlyBird(
         targets=tuple(Target(density, at) for at in times for density in section.densities),
@@ -80,6 +80,12 @@ def make_search(recipe: Recipe, model: nn.Module, shape: tuple[int, ...], per_ep
         patience=section.patience.steps(per_epoch) if section.patience else stop,
         groups=_channels(model, shape) if section.granularity == "channels" else (),
     )
+
+
+def _every(recipe: Recipe, per_epoch: int) -> int:
+    """Steps between two masks."""
+    asked = recipe.early_bird.every
+    return asked.steps(per_epoch) if asked else max(1, recipe.train.steps.steps(per_epoch) // MASKS)
 
 
 def _epsilon(recipe: Recipe, span: float) -> float:
@@ -97,13 +103,21 @@ def _epsilon(recipe: Recipe, span: float) -> float:
 
 
 def _channels(model: nn.Module, shape: tuple[int, ...]) -> tuple[Group, ...]:
-    """Groups of channels with one batch norm of their own; residual streams stay whole."""
+    """Groups of channels with one batch norm of their own, one scale each; residual streams stay whole."""
     probe = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    found = [g for g in trace(model, probe[:1]).groups if not g.is_stream and len(g.norms) == 1]
+    found = tuple(g for g in trace(model, probe[:1]).groups if not g.is_stream and _has_scales(model, g))
     if not found:
-        raise PruningError("no channels with a batch norm of their own; use early_bird.granularity: weights")
+        raise FusionError("no channels with a batch norm of their own; use early_bird.granularity: weights")
     prove(model, found, probe)
-    return tuple(found)
+    return found
+
+
+def _has_scales(model: nn.Module, group: Group) -> bool:
+    """Whether one batch norm with a trainable scale for each channel reads the group."""
+    if len(group.norms) != 1 or group.norms[0].index.shape[1] != 1:
+        return False
+    scale = getattr(model.get_submodule(group.norms[0].layer), "weight", None)
+    return isinstance(scale, nn.Parameter) and scale.requires_grad
 
 
 def check_method(recipe: Recipe) -> list[Problem]:
@@ -133,7 +147,7 @@ def check_search(recipe: Recipe, per_epoch: int) -> list[Problem]:
     """Times of a search that do not fit together, once the length of an epoch is known."""
     section, stop = recipe.early_bird, recipe.train.steps.steps(per_epoch)
     rewind = recipe.pruning.rewind.steps(per_epoch)
-    every = section.every.steps(per_epoch) if section.every else max(1, stop // MASKS)
+    every = _every(recipe, per_epoch)
     problems: list[Problem] = []
     if every == 0:
         return [(("early_bird", "every"), "must be at least 1it")]

@@ -149,6 +149,7 @@ def train_level(
         for step in _steps(plan, task, trainer, splits.train, net.mask, stop):
             trainer.step = step.index
             trainer.losses.append(step.loss)
+            _keep_rewind_point(plan, store, task, trainer)
             if watch:
                 spent = trainer.seconds + time.perf_counter() - began
                 yield from watch.after_step(step.index, trainer.model, spent, events)
@@ -158,7 +159,6 @@ def train_level(
                 events.point(step.index, point)
                 yield Progress(task.replicate, task.level, task.start, step.index, plan.steps, point["val_accuracy"])
                 began = time.perf_counter()
-            _keep_rewind_point(plan, store, task, trainer)
             stopping = settings.should_stop()
             if stopping or time.monotonic() - saved_at >= settings.checkpoint_seconds:
                 events.flush()
