@@ -298,7 +298,7 @@ def test_the_ticket_of_the_end_costs_what_one_shot_pruning_costs(search, after):
 
 
 def test_sparse_layers_execute_their_remaining_weights_only(search):
-    """fc2 at a fifth trains sparse; fc1 (19,200 weights here) and the output are too small for that: multiplied whole."""
+    """fc2 at a fifth trains sparse; fc1 (19,200 weights) and the output are too small for that: multiplied whole."""
     _, store, _ = search(DIGITS, "early_bird.densities=[0.2]")
     draw = draws(store, run_levels(store))[0]
     steps, batch = 40, 32
