@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from ticketlab.errors import RunError
 from ticketlab.report import Estimate, estimate
 from ticketlab.runs.store import Level, RunStore
 
+VERSION = 1
+"""Of the record's form."""
 SEARCH = "search.json"
 """Record of a replicate's search, in its folder."""
 
@@ -71,6 +74,10 @@ def draws(store: RunStore, levels: Sequence[Level]) -> list[Draw]:
         if store.has_result(name):
             trained = {level.level: level for level in levels if level.replicate == replicate}
             record = store.read_result(name)
+            if record.get("version") != VERSION:
+                raise RunError(
+                    f"{store.path / name}: written by another version of ticketlab; delete the run and repeat it"
+                )
             found += [_draw(replicate, draw, record, trained) for draw in record["draws"]]
     return found
 

@@ -122,7 +122,7 @@ def mask_distances(record: Mapping[str, Any]) -> Figure:
     """
     tracks, steps = record["tracks"], record["steps"]
     figure = Figure(figsize=(4.2 * len(tracks) + 0.8, 7), layout="constrained")
-    axes = figure.subplots(2, len(tracks), squeeze=False)
+    axes = figure.subplots(2, len(tracks), squeeze=False, sharey="row")
     unit = "in units of chance" if record["measure"] == "chance" else "fraction of positions"
     highest = max((d for track in tracks for row in track["distances"] for d in row), default=1.0)
     for across, track in enumerate(tracks):
@@ -169,7 +169,7 @@ def _settling(axes: Axes, record: Mapping[str, Any], track: Mapping[str, Any], d
     ]
     axes.plot([step for step, _ in points], [distance for _, distance in points], color=COLOURS[0], marker=".")
     axes.axhline(record["epsilon"], color="black", linewidth=0.8, linestyle="--")
-    axes.annotate(f"ε = {record['epsilon']:g}", (0.99, record["epsilon"]), xycoords=("axes fraction", "data"),
+    axes.annotate(f"ε = {record['epsilon']:.2g}", (0.99, record["epsilon"]), xycoords=("axes fraction", "data"),
                   ha="right", va="bottom", fontsize=8)  # fmt: skip
     for draw in draws:
         axes.axvline(draw["step"], color=COLOURS[1], linewidth=1.2)

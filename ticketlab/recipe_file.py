@@ -199,15 +199,19 @@ def _explain(detail: dict[str, Any]) -> Problem:
     kind, message, value = detail["type"], str(detail["msg"]), detail.get("input")
     if kind == "extra_forbidden":
         return key, "unknown key" + did_you_mean(str(key[-1]), _known_keys(key[:-1]))
-    if kind == "missing":
-        return key, "required key is missing"
     if kind == "literal_error":
         choices = re.findall(r"'([^']+)'", detail["ctx"]["expected"])
         return key, f"{value!r} is not one of {', '.join(choices)}{_near(str(value), choices)}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return key, f"this is a section: write keys and values under it (got {value!r})"
-    if kind in ("sgd_only", "nesterov", "grid"):
-        return key, message
+    plain = {
+        "missing": "required key is missing",
+        "too_short": "give at least one",
+        "tuple_type": f"write a list, such as [{value}]",
+        **dict.fromkeys(("sgd_only", "nesterov", "grid"), message),
+    }
+    if kind in plain:
+        return key, plain[kind]
     return key, f"{message.removeprefix('Value error, ')} (got {value!r})"
 
 

@@ -64,9 +64,15 @@ class Registry(Generic[T]):
 
 
 def keyword_options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of a function: what a recipe's `options` may set."""
+    """Keyword-only parameters and those with a default: what a recipe's `options` may set."""
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    has_default = {p.name for p in parameters if p.default is not inspect.Parameter.empty}
+    return {
+        p.name: p
+        for p in parameters
+        if p.kind in named and (p.kind is inspect.Parameter.KEYWORD_ONLY or p.name in has_default)
+    }
 
 
 def check_options(function: Callable[..., Any], options: Mapping[str, object]) -> list[tuple[str, str]]:

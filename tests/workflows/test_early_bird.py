@@ -457,7 +457,9 @@ def test_alarms_are_told_once(search):
     """Three weights of 30 in one layer and one in another: the output layer keeps a single weight of ten classes."""
     _, _, events = search(DIGITS, "pruning.output_rate=0.9", "early_bird.densities=[0.2]")
     texts = [event.text for event in events if isinstance(event, Notice)]
-    assert len(texts) == 1 and "output.weight is about to be empty at density 0.2: it keeps 1 of 1000" in texts[0]
+    assert (
+        len(texts) == 1 and "layer 'output.weight' is about to be empty at density 0.2: it keeps 1 of 1000" in texts[0]
+    )
 
 
 def test_the_search_leaves_pictures_and_curves(search):
@@ -496,8 +498,9 @@ def test_a_forecast_counts_tickets(plan_of):
         ("pruning.levels=3", "pruning.levels: early_bird draws one ticket for each of early_bird.densities"),
         ("early_bird.densities=[0.5,0.5]", "early_bird.densities: each density once"),
         ("early_bird.densities=[1.5]", "early_bird.densities.0: Input should be less than 1"),
-        ("early_bird.densities=[]", "early_bird.densities: Tuple should have at least 1 item"),
+        ("early_bird.densities=[]", "early_bird.densities: give at least one"),
         ("early_bird.every=0it", "early_bird.every: must be at least 1it"),
+        ("early_bird.densities=0.5", "early_bird.densities: write a list, such as [0.5]"),
         ("early_bird.window=1", "early_bird.window: Input should be greater than or equal to 2"),
         ("early_bird.every=20it", "3 masks 20 steps apart need more than the 40 steps of training"),
         ("early_bird.patience=5it", "must lie between the first full window (step 12) and the end (step 40)"),
@@ -514,6 +517,14 @@ def test_what_cannot_be_searched_for_is_refused_before_anything_starts(plan_of, 
     with pytest.raises(RecipeError) as caught:
         plan_of(DIGITS, change)
     assert message in str(caught.value)
+
+
+def test_a_record_of_another_version_is_told(search):
+    _, store, _ = search(DRIFT_RECIPE)
+    record = store.read_result(f"replicate_1/{SEARCH}")
+    store.write_result(f"replicate_1/{SEARCH}", {**record, "version": 0})
+    with pytest.raises(RunError, match="written by another version of ticketlab"):
+        draws(store, run_levels(store))
 
 
 def test_a_missing_ticket_is_told(search, tmp_path):

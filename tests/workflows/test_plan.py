@@ -28,6 +28,9 @@ def no_module(inputs, classes):
 
 def nothing_to_prune(inputs, classes):
     return nn.Flatten(1)
+
+def with_default(input_shape, classes, width=8):
+    return build(input_shape, classes, width=width)
 """
 
 
@@ -105,7 +108,7 @@ def test_options_that_do_not_fit_a_signature_are_named(tiny, places):
         ("train.steps=0it", "training needs at least 1it"),
         ("data.validation=1437", "only 1437 training examples"),
         ("pruning.rates={conv*: 0.1}", r"no layer is called 'conv\*'"),
-        ("pruning.ignore=['*']", "no weight would ever be removed"),
+        ("pruning.ignore=['*']", "nothing would ever be removed"),
         ("model.name=lenet_5", "the model cannot read 1×8×8 images"),
     ],
 )
@@ -119,6 +122,8 @@ def test_a_model_of_ones_own_is_built_with_its_options(tiny, places, tmp_path):
     plan = plan_of(tiny("model={file: my_net.py, name: build, options: {width: 5}}"), places)
     assert plan.sizes == {"1.weight": 320, "3.weight": 50}
     assert plan_of(tiny("model={file: my_net.py, name: fixed}"), places).sizes == {"1.weight": 640}
+    named = plan_of(tiny("model={file: my_net.py, name: with_default, options: {width: 6}}"), places)
+    assert named.sizes == {"1.weight": 384, "3.weight": 60}
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,10 @@ def _opening(event: Started) -> str:
 
 def _drawn(event: Drawn) -> str:
     distance = "" if event.distance is None else f" (mask distance {event.distance:.3f})"
+    why = "" if event.settled else ", its mask not settled" if event.chosen else ", as also_at says"
     return (
         f"replicate {event.replicate} drew the ticket of density {event.density:g} at step {event.step:,} of "
-        f"{event.stop:,}{distance}{'' if event.settled else ', its mask not settled'}"
+        f"{event.stop:,}{distance}{why}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import math
 import signal
 import sys
 import traceback
@@ -36,7 +37,7 @@ LEVEL_COLUMNS = (
 
 DRAW_COLUMNS = (
     "level", "density\n%", "drawn at\nstep", "", "test\naccuracy %", "minus ticket\nof the end %", "steps\nin all",
-    "10¹² operations\ndense + ticket", "% of\none-shot", "% of\niterative", "remaining weights\nonly, % of one-shot",
+    "operations dense + ticket", "% of\none-shot", "% of\niterative", "remaining weights\nonly, % of one-shot",
     "% of\niterative", "seconds", "% of\none-shot", "% of\niterative",
 )  # fmt: skip
 
@@ -156,7 +157,9 @@ def _draw_table(store: RunStore, levels: Sequence[Level]) -> None:
     if not rows:
         return
     title = "tickets, and their training from nothing against one-shot pruning (dense to the end, then the ticket)"
-    table = _table(f"{title} and iterative pruning", DRAW_COLUMNS)
+    exponent = 3 * int(math.log10(max(row.executed.total for row in rows)) // 3)
+    columns = [column.replace("operations", f"operations\n× 10^{exponent}:") for column in DRAW_COLUMNS]
+    table = _table(f"{title} and iterative pruning", columns)
     for row in rows:
         drawn = f"{row.step:,.0f} ({100 * row.share:.0f} %)"
         how = f"settled {row.settled} of {row.test_accuracy.n}" if row.chosen else "fixed"
@@ -168,7 +171,7 @@ def _draw_table(store: RunStore, levels: Sequence[Level]) -> None:
             _with_interval(row.test_accuracy, ".2f"),
             "" if row.minus_end is None else _with_interval(row.minus_end, "+.2f"),
             f"{row.steps:,.0f}",
-            f"{row.executed.dense / 1e12:.3g} + {row.executed.ticket / 1e12:.3g}",
+            f"{row.executed.dense / 10**exponent:.3g} + {row.executed.ticket / 10**exponent:.3g}",
             *_shares(row.executed),
             *_shares(row.remaining),
             f"{row.seconds.total:.1f}",
@@ -216,11 +219,28 @@ def plan(plan: Plan, runs: Path, json: bool) -> None:
             f"{row.macs / 1e6:.3f}",
         )
     _print(table)
-    minutes = expected.seconds / 60
     result(
         f"{counted(plan.recipe.replicates, 'replicate')} into {runs / plan.name}, "
-        f"about {expected.bytes / 1e6:.0f} MB of disk, roughly {minutes:.1f} minutes of one core in all"
+        f"about {expected.bytes / 1e6:.0f} MB of disk, roughly {_long(expected.seconds)} of one core in all"
     )
+    if plan.early_bird:
+        search = plan.early_bird
+        result(
+            f"a mask every {search.every} steps, ε = {search.epsilon:.3g} ({search.measure}) in a window of "
+            f"{search.window}; first draw at step {search.every * search.window} or later; the last one ends the search"
+        )
+        if search.groups:
+            note(
+                "counts of tickets are as if every layer kept the same share of its channels; scale decides in the run"
+            )
+
+
+def _long(seconds: float) -> str:
+    """A time in the unit that fits."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def finished(store: RunStore, json: bool) -> None:

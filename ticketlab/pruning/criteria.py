@@ -19,7 +19,7 @@ class Evidence:
     initial: Tensor | None = None
     """The weights at the rewind step."""
     generator: torch.Generator | None = None
-    """Randomness for criteria that draw; seeded by replicate and level."""
+    """Randomness for criteria that draw; seeded by replicate and level (or, in a search, step)."""
     progress: float = 1.0
     """Share of the training since the rewind step that lies behind."""
 

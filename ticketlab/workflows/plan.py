@@ -295,8 +295,9 @@ def call_builder(
 
 def _takes_shape(builder: Callable[..., Any]) -> bool:
     """Whether a builder asks for (input shape, classes); a user's own may do without."""
-    code = getattr(builder, "__code__", None)
-    return code is None or code.co_argcount == 2
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    asked = inspect.signature(builder).parameters.values()
+    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in asked) == 2
 
 
 def _check_model(model: nn.Module, dataset: Dataset) -> dict[str, int]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ticketlab.draws import SEARCH
+from ticketlab.draws import SEARCH, VERSION
 from ticketlab.errors import FailedRun, PruningError
 from ticketlab.pruning.allocate import prune
 from ticketlab.pruning.early_bird import (
@@ -168,8 +168,8 @@ class Search:
                 if (key := f"{name} {density:g}") not in self.told:
                     self.told.append(key)
                     yield Notice(
-                        f"replicate {self.replicate}, step {step}: {name} is about to be empty at density {density:g}: "
-                        f"it keeps {int(kept.sum())} of {kept.numel()}"
+                        f"replicate {self.replicate}, step {step}: layer '{name}' is about to be empty at density "
+                        f"{density:g}: it keeps {int(kept.sum())} of {kept.numel()} (never fewer than one)"
                     )
 
     def _draw(
@@ -190,7 +190,8 @@ class Search:
             "mask_seconds": self.mask_seconds,
             "operations": self._operations(level, masks[density], state, step),
         }
-        return Drawn(self.replicate, density, step, self.plan.steps, is_settled, distance)
+        is_chosen = self.search.targets[level - 1].at is None
+        return Drawn(self.replicate, density, step, self.plan.steps, is_chosen, is_settled, distance)
 
     def _operations(self, level: int, mask: Mask, state: State, step: int) -> dict[str, Any]:
         """What training costs; the ladder's masks are those that the present saliency would give."""
@@ -242,6 +243,7 @@ class Search:
     def _record(self) -> dict[str, Any]:
         search = self.search
         return {
+            "version": VERSION,
             "granularity": self.plan.recipe.early_bird.granularity,
             "measure": search.measure,
             "epsilon": search.epsilon,

@@ -68,8 +68,10 @@ class Drawn:
     density: float
     step: int
     stop: int
+    chosen: bool
+    """Whether the search chose the step; False where the recipe fixed it."""
     settled: bool
-    """Whether its mask had stopped moving; False where the recipe fixed the step or patience ended."""
+    """Whether its mask had stopped moving; False where patience or the training ended first."""
     distance: float | None
     """Largest one to the other masks of the window; None before the window is full."""
 
