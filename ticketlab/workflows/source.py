@@ -92,9 +92,14 @@ def _level_model(plan: Plan, store: RunStore, replicate: int, level: int) -> nn.
     ticket = store.read_ticket(replicate, level)
     if ticket is None:
         raise RunError(f"{store.level_dir(replicate, level)}: the ticket is missing")
+    model = plan.build(0)
     weights = masked(store.read_weights(replicate, level, "early_stop"), ticket.mask)
+    sizes = {name: value.shape for name, value in model.state_dict().items()}
+    has_own_sizes = not set(ticket.mask) <= set(weights)  # a mask of channels, whose network is smaller
     try:
-        return rebuild(plan.build(0), weights).eval()
+        if not has_own_sizes and {name: value.shape for name, value in weights.items()} != sizes:
+            raise PluginError("other sizes")
+        return rebuild(model, weights).eval()
     except PluginError as error:
         raise RunError(f"{store.path}: its weights do not fit the model any more; leave --set model.… out") from error
 
