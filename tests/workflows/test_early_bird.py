@@ -501,6 +501,8 @@ def test_a_forecast_counts_tickets(plan_of):
         ("early_bird.densities=[]", "early_bird.densities: give at least one"),
         ("early_bird.every=0it", "early_bird.every: must be at least 1it"),
         ("early_bird.densities=0.5", "early_bird.densities: write a list, such as [0.5]"),
+        ("early_bird.densities=[0.5,0.50000001]", "densities 0.50000001 and 0.5 keep exactly the same here"),
+        ("early_bird={distance: hamming, epsilon: 1.0}", "early_bird.epsilon: no two masks are that far apart"),
         ("early_bird.window=1", "early_bird.window: Input should be greater than or equal to 2"),
         ("early_bird.every=20it", "3 masks 20 steps apart need more than the 40 steps of training"),
         ("early_bird.patience=5it", "must lie between the first full window (step 12) and the end (step 40)"),

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,12 @@ def _pools(recipe: Recipe, sizes: Mapping[str, int]) -> list[Pool]:
     section = recipe.pruning
     pools = make_pools(sizes, section.scope, section.rate, section.output_rate, section.rates, section.ignore)
     if recipe.method == "early_bird":
-        keeps = [keep_at(pool, sizes, max(recipe.early_bird.densities), recipe.pruning.rate) for pool in pools]
+        densities, rate = sorted(recipe.early_bird.densities, reverse=True), recipe.pruning.rate
+        each = [[keep_at(pool, sizes, density, rate) for pool in pools] for density in densities]
+        for one, other in pairwise(range(len(each))):
+            if each[one] == each[other]:
+                raise PruningError(f"densities {densities[one]} and {densities[other]} keep exactly the same here")
+        keeps = each[0]
     else:
         keeps = [keep_count(pool, sizes, 1) for pool in pools]
     if keeps == [keep_count(pool, sizes, 0) for pool in pools]:

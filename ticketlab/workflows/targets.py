@@ -138,6 +138,8 @@ def check_method(recipe: Recipe) -> list[Problem]:
         problems.append((("early_bird", "densities"), "each density once"))
     if len(set(recipe.early_bird.also_at)) < len(recipe.early_bird.also_at):
         problems.append((("early_bird", "also_at"), "each time once"))
+    if recipe.early_bird.distance == "hamming" and (recipe.early_bird.epsilon or 0) >= 1:
+        problems.append((("early_bird", "epsilon"), "no two masks are that far apart: a hamming distance is at most 1"))
     if recipe.early_bird.granularity == "channels" and (pruning.output_rate is not None or pruning.rates):
         problems.append((("pruning",), "channels have no rates of their own: leave output_rate and rates out"))
     return problems
