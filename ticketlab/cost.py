@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from ticketlab.pruning.masks import Mask
 
 Shape = Sequence[int]
 
@@ -81,6 +83,22 @@ def training_flops(model: nn.Module, shape: Shape) -> dict[str, int]:
     for handle in hooks:
         handle.remove()
     return {name: 2 * count * (2 if name in reads_images else 3) for name, count in macs.items()}
+
+
+def masked_flops(dense: Mapping[str, int], mask: Mask, sparse: Container[str]) -> tuple[float, float]:
+    """Operations that are executed, and those with remaining weights alone; masked layers are multiplied whole.
+
+    Args:
+        dense: Operations of each layer, by layer.
+        sparse: Masks whose layers compute with their remaining weights only.
+    """
+    executed, left = 0.0, 0.0
+    for layer, count in dense.items():
+        kept = mask.get(f"{layer}.weight")
+        share = 1.0 if kept is None else float(kept.sum()) / kept.numel()
+        left += count * share
+        executed += count * (share if f"{layer}.weight" in sparse else 1.0)
+    return executed, left
 
 
 @torch.inference_mode()

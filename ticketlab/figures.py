@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from ticketlab.fusion_findings import Rows, levels, method_name, points
+from ticketlab.pruning.early_bird import window_distance
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Okabe & Ito's palette."""
@@ -161,13 +162,9 @@ def _heat_map(
 
 def _settling(axes: Axes, record: Mapping[str, Any], track: Mapping[str, Any], draws: Sequence[Any]) -> None:
     """Largest distance of each mask to the others of its window, against the step, with ε and the draw."""
-    others = record["window"] - 1
-    points = [
-        (step, max(row[-others:]))
-        for step, row in zip(record["steps"], track["distances"], strict=True)
-        if len(row) >= others
-    ]
-    axes.plot([step for step, _ in points], [distance for _, distance in points], color=COLOURS[0], marker=".")
+    found = [window_distance(row, record["window"]) for row in track["distances"]]
+    points = [(step, far) for step, far in zip(record["steps"], found, strict=True) if far is not None]
+    axes.plot([step for step, _ in points], [far for _, far in points], color=COLOURS[0], marker=".")
     axes.axhline(record["epsilon"], color="black", linewidth=0.8, linestyle="--")
     axes.annotate(f"ε = {record['epsilon']:.2g}", (0.99, record["epsilon"]), xycoords=("axes fraction", "data"),
                   ha="right", va="bottom", fontsize=8)  # fmt: skip

@@ -65,14 +65,14 @@ class Registry(Generic[T]):
 
 def keyword_options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Keyword-only parameters and those with a default: what a recipe's `options` may set."""
-    parameters = inspect.signature(function).parameters.values()
-    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    has_default = {p.name for p in parameters if p.default is not inspect.Parameter.empty}
-    return {
-        p.name: p
-        for p in parameters
-        if p.kind in named and (p.kind is inspect.Parameter.KEYWORD_ONLY or p.name in has_default)
-    }
+    return {name: p for name, p in inspect.signature(function).parameters.items() if _is_option(p)}
+
+
+def _is_option(parameter: inspect.Parameter) -> bool:
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+        return True
+    by_name = parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return by_name and parameter.default is not inspect.Parameter.empty
 
 
 def check_options(function: Callable[..., Any], options: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from ticketlab.pruning.early_bird import (
     nearly_empty,
     snapshot,
 )
+from ticketlab.pruning.masks import unpack
 
 
 def bits(text):
@@ -22,7 +23,8 @@ def snap(**layers):
 
 def test_a_snapshot_gives_the_mask_back():
     mask = {"a": torch.rand(5, 7) > 0.4, "b": torch.rand(3) > 0.5}
-    assert all(torch.equal(snapshot(mask).mask()[name], kept) for name, kept in mask.items())
+    bits = snapshot(mask).bits
+    assert all(torch.equal(unpack(bits[name], kept.shape), kept) for name, kept in mask.items())
     assert snapshot(mask).kept == {name: int(kept.sum()) for name, kept in mask.items()}
     assert snapshot(mask).nbytes == 5 + 1
 

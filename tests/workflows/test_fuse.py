@@ -150,7 +150,7 @@ def test_a_fusion_stopped_in_training_goes_on_to_the_same_network(ticket, machin
 def test_scratch_starts_from_the_builder_s_own_distribution(ticket, machine):
     levels = [e for e in fuse_run(ticket, Request(share=0.2, retrain="1it"), machine) if isinstance(e, Level)]
     assert len(levels) == 2
-    from ticketlab.workflows.plan import fresh_weights
+    from ticketlab.workflows.tickets import fresh_weights
 
     small = load_network(fused(ticket, machine, share=0.2).store.path / "fused.safetensors")
     fresh = fresh_weights(ticket.plan, small, 0)

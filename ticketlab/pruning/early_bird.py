@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ticketlab.pruning.allocate import Pool
-from ticketlab.pruning.masks import Mask, pack, unpack
+from ticketlab.pruning.masks import Mask, pack
 
 Measure = Literal["chance", "hamming"]
 """Unit of a mask distance: fraction of positions that differ, as it is or against what chance would give."""
@@ -31,25 +32,23 @@ class Snapshot:
 
     bits: dict[str, NDArray[np.uint8]]
     shapes: dict[str, tuple[int, ...]]
-    kept: dict[str, int]
+
+    @cached_property
+    def kept(self) -> dict[str, int]:
+        """Positions that each layer keeps."""
+        return {name: int(np.bitwise_count(packed).sum()) for name, packed in self.bits.items()}
 
     @property
     def nbytes(self) -> int:
         """Memory that the bits take."""
         return sum(packed.nbytes for packed in self.bits.values())
 
-    def mask(self) -> Mask:
-        """The mask."""
-        return {name: unpack(packed, self.shapes[name]) for name, packed in self.bits.items()}
-
 
 def snapshot(mask: Mask) -> Snapshot:
     """Pack a mask."""
-    bits = {name: pack(kept) for name, kept in mask.items()}
     return Snapshot(
-        bits=bits,
+        bits={name: pack(kept) for name, kept in mask.items()},
         shapes={name: tuple(kept.shape) for name, kept in mask.items()},
-        kept={name: int(np.bitwise_count(packed).sum()) for name, packed in bits.items()},
     )
 
 
@@ -88,15 +87,21 @@ def _distance(counts: Sequence[Counts], measure: Measure) -> float:
     return differing / against if against else 0.0
 
 
-def has_settled(distances: Sequence[float], window: int, epsilon: float) -> bool:
-    """Whether the newest mask is closer than ε to all others of a full window.
+def window_distance(distances: Sequence[float], window: int) -> float | None:
+    """Largest distance from the newest mask to the others of its window; None before the window is full.
 
     Args:
         distances: From the newest mask to each earlier one, the latest last.
         window: Masks in the window, the newest among them.
     """
     recent = distances[-(window - 1) :]
-    return len(recent) == window - 1 and max(recent) < epsilon
+    return max(recent) if len(recent) == window - 1 else None
+
+
+def has_settled(distances: Sequence[float], window: int, epsilon: float) -> bool:
+    """Whether the newest mask is closer than ε to all others of a full window; arguments as of `window_distance`."""
+    distance = window_distance(distances, window)
+    return distance is not None and distance < epsilon
 
 
 def decides_nothing(saliency: Mapping[str, Tensor], pools: Sequence[Pool]) -> bool:

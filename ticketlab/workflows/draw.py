@@ -11,8 +11,8 @@ from ticketlab.models.compact import rebuild
 from ticketlab.pruning.masks import Mask, masked
 from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
-from ticketlab.workflows.plan import Plan, fresh_weights
-from ticketlab.workflows.tickets import replicate_seed, seeded_ticket, ticket_facts
+from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.tickets import fresh_weights, replicate_seed, seeded_ticket, ticket_facts
 
 
 def draw_ticket(

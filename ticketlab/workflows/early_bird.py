@@ -14,10 +14,9 @@ from ticketlab.errors import RunError
 from ticketlab.models.compact import rebuild
 from ticketlab.pruning.masks import full_mask
 from ticketlab.runs.store import RunStore
-from ticketlab.seeds import derive_seed
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.search import Search
-from ticketlab.workflows.tickets import replicate_seed, seeded_ticket, ticket_facts, ticket_weights
+from ticketlab.workflows.tickets import dense_ticket, replicate_seed, ticket_weights
 from ticketlab.workflows.train_level import LevelTask, Seen, Settings, train_level
 
 
@@ -38,11 +37,9 @@ def early_bird_replicate(plan: Plan, store: RunStore, replicate: int, settings: 
 
 def _dense(plan: Plan, store: RunStore, replicate: int) -> LevelTask:
     """Level 0, whose ticket is the whole network."""
-    seed = replicate_seed(plan, replicate)
-    facts = ticket_facts(plan, replicate, 0, 0)
-    ticket = seeded_ticket(plan, full_mask(plan.build(0)), derive_seed(seed, "init"), facts)
+    ticket = dense_ticket(plan, replicate)
     store.write_ticket(replicate, 0, ticket)
-    return LevelTask(replicate, seed, 0, ticket.mask, ticket_weights(plan, ticket), start=0)
+    return LevelTask(replicate, replicate_seed(plan, replicate), 0, ticket.mask, ticket_weights(plan, ticket), start=0)
 
 
 def _task(plan: Plan, store: RunStore, replicate: int, level: int) -> LevelTask:
@@ -53,8 +50,7 @@ def _task(plan: Plan, store: RunStore, replicate: int, level: int) -> LevelTask:
             f"{store.level_dir(replicate, level)}: the ticket is missing; delete {store.path} and start anew"
         )
     weights = ticket_weights(plan, ticket)
-    has_channels = plan.early_bird is not None and bool(plan.early_bird.groups)
-    mask = full_mask(rebuild(plan.build(0), weights)) if has_channels else ticket.mask
+    mask = full_mask(rebuild(plan.build(0), weights)) if plan.has_channels else ticket.mask
     return LevelTask(
         replicate, replicate_seed(plan, replicate), level, mask, weights, start=ticket.facts["rewind_step"]
     )

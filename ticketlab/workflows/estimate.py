@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,16 +49,16 @@ class Forecast:
 
 def forecast(plan: Plan) -> Forecast:
     """Levels, sizes and rough time of a plan; trains nothing, but measures one matrix product."""
-    dense = sum(layer_macs(plan.build(0), plan.data.dataset.input_shape).values())
-    is_compact = plan.early_bird is not None and bool(plan.early_bird.groups)
+    macs_of = layer_macs(plan.build(0), plan.data.dataset.input_shape)
+    dense = sum(macs_of.values())
     total = sum(plan.sizes.values())
     levels = []
     for index in range(plan.levels + 1):
-        kept, macs = _channels_left(plan, index) if is_compact else _weights_left(plan, index)
+        kept, macs = _channels_left(plan, index) if plan.has_channels else _weights_left(plan, index, macs_of)
         steps = plan.steps - plan.start(index)
         levels.append(LevelForecast(index, kept / total, kept, steps, macs))
     steps = sum(level.steps for level in levels)
-    executed = sum(level.steps * (level.macs if is_compact else dense) for level in levels)
+    executed = sum(level.steps * (level.macs if plan.has_channels else dense) for level in levels)
     validation = steps // plan.evaluate_every * len(plan.splits.validation) * dense
     replicates = plan.recipe.replicates
     state_bytes = sum(value.nbytes for value in plan.build(0).state_dict().values())
@@ -72,10 +73,9 @@ def forecast(plan: Plan) -> Forecast:
     )
 
 
-def _weights_left(plan: Plan, level: int) -> tuple[int, float]:
+def _weights_left(plan: Plan, level: int, macs: Mapping[str, int]) -> tuple[int, float]:
     """Remaining weights, and multiply-accumulates with them alone."""
     keeps = plan.keeps(level)
-    macs = layer_macs(plan.build(0), plan.data.dataset.input_shape)
     density = {
         name: keep / sum(plan.sizes[n] for n in pool.layers)
         for pool, keep in zip(plan.pools, keeps, strict=True)

@@ -62,11 +62,7 @@ class Request:
         """Raise FusionError for what contradicts itself or does not exist."""
         selectors.find(self.select)
         problems = [message for _, message in check_options(combiners.find(self.combine), self.options)]
-        asked = [
-            name
-            for name in ("widths", "share", "params", "macs", "latency", "keep_accuracy")
-            if getattr(self, name) is not None
-        ]
+        asked = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(asked) > 1:
             problems.append(f"choose one of {', '.join('--' + name.replace('_', '-') for name in asked)}")
         if self.exact and asked:

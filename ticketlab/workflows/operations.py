@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ticketlab.cost import training_flops
+from ticketlab.cost import masked_flops, training_flops
 from ticketlab.pruning.masks import Mask
 from ticketlab.training.sparse import sparse_layers
 from ticketlab.workflows.draw import ticket_network
@@ -29,10 +29,16 @@ def operations(plan: Plan, device: torch.device, mask: Mask, ladder: Sequence[Ma
     Args:
         ladder: Masks of the levels between the dense network and this mask.
     """
-    shape = plan.data.dataset.input_shape
-    dense = training_flops(plan.build(0), shape)
-    whole = sum(dense.values())
-    counted = [_count(plan, device, dense, found) for found in (*ladder, mask)]
+    shape, model = plan.data.dataset.input_shape, plan.build(0)
+    dense = training_flops(model, shape)
+
+    def count(found: Mask) -> tuple[float, float]:
+        if plan.has_channels:
+            small = float(sum(training_flops(ticket_network(plan, found), shape).values()))
+            return small, small
+        return masked_flops(dense, found, sparse_layers(model, found, device))
+
+    whole, counted = sum(dense.values()), [count(found) for found in (*ladder, mask)]
     return {
         "dense": whole,
         "executed": counted[-1][0],
@@ -40,19 +46,3 @@ def operations(plan: Plan, device: torch.device, mask: Mask, ladder: Sequence[Ma
         "imp_executed": [whole, *(executed for executed, _ in counted)],
         "imp_remaining": [whole, *(remaining for _, remaining in counted)],
     }
-
-
-def _count(plan: Plan, device: torch.device, dense: dict[str, int], mask: Mask) -> tuple[float, float]:
-    """Executed operations, and those with remaining weights only; masked layers are multiplied whole."""
-    assert plan.early_bird is not None
-    if plan.early_bird.groups:
-        small = sum(training_flops(ticket_network(plan, mask), plan.data.dataset.input_shape).values())
-        return small, small
-    sparse = sparse_layers(plan.build(0), mask, device)
-    executed, remaining = 0.0, 0.0
-    for name, count in dense.items():
-        kept = mask.get(f"{name}.weight")
-        share = 1.0 if kept is None else float(kept.sum()) / kept.numel()
-        remaining += count * share
-        executed += count * (share if f"{name}.weight" in sparse else 1.0)
-    return executed, remaining

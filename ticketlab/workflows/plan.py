@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ticketlab.data.batches import Splits, split, steps_per_epoch
 from ticketlab.data.files import Places
 from ticketlab.data.sources import Dataset, datasets, load_with_stand_in
 from ticketlab.errors import FusionError, MissingData, PluginError, PruningError, TicketlabError
-from ticketlab.models import models
-from ticketlab.models.compact import NORMS, layer_widths, rebuild
+from ticketlab.models.compact import NORMS
 from ticketlab.pruning.allocate import Pool, keep_at, keep_count, make_pools
 from ticketlab.pruning.criteria import Evidence, criteria
-from ticketlab.pruning.masks import full_mask
-from ticketlab.recipe import ModelSection, Recipe, recipe_hash
+from ticketlab.recipe import Recipe, recipe_hash
 from ticketlab.recipe_file import Problem, RecipeFile
-from ticketlab.registry import check_options, did_you_mean, file_digest, load_file, where_it_failed
+from ticketlab.registry import check_options, did_you_mean, file_digest, load_file
+from ticketlab.workflows.build import build_model, check_model, find_builder
 from ticketlab.workflows.targets import EarlyBird, check_method, check_search, make_search
 
 
@@ -79,6 +75,11 @@ class Plan:
     def levels(self) -> int:
         """Levels after the dense level 0."""
         return len(self.early_bird.targets) if self.early_bird else self.recipe.pruning.levels
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether tickets are smaller dense networks instead of masks."""
+        return self.early_bird is not None and bool(self.early_bird.groups)
 
     def keeps(self, level: int) -> list[int]:
         """Weights (or channels) that each pool keeps at a level."""
@@ -142,17 +143,6 @@ def _check(key: tuple[str, str], find: Callable[[], Callable[..., Any]], options
     return [((key[0], "options", option), message) for option, message in check_options(function, options)]
 
 
-def find_builder(model: ModelSection, folder: Path) -> Callable[..., Any]:
-    """The function that builds a model, built in or in the user's own file, which stands in `folder`."""
-    if model.file is None:
-        return models.find(model.name)
-    path = folder / model.file
-    function = getattr(load_file(path), model.name, None)
-    if not callable(function):
-        raise PluginError(f"{path} has no function '{model.name}'")
-    return function
-
-
 def load_data(file: RecipeFile, places: Places) -> tuple[RecipeFile, Data]:
     """The recipe's data set or its stand-in, and the recipe that names the one in use."""
     check_recipe(file)  # plugins may register data sets
@@ -190,10 +180,10 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
     judged: dict[str, int] = {}
     pools: list[Pool] = []
     search: EarlyBird | None = None
-    build = partial(_build, file, data.dataset)
+    build = partial(build_model, file, data.dataset)
     try:
         model = build(recipe.seed)
-        judged = sizes = _check_model(model, data.dataset)
+        judged = sizes = check_model(model, data.dataset)
         if train.slimming and not any(isinstance(layer, NORMS) and layer.affine for layer in model.modules()):
             problems.append((("train", "slimming"), "the model has no batch norm whose scales it could pull to zero"))
         if recipe.method == "early_bird" and not problems:
@@ -253,85 +243,6 @@ def _pools(recipe: Recipe, sizes: Mapping[str, int]) -> list[Pool]:
     if keeps == [keep_count(pool, sizes, 0) for pool in pools]:
         raise PruningError("nothing would ever be removed; raise the rate, lower the densities or ignore fewer layers")
     return pools
-
-
-def _build(file: RecipeFile, dataset: Dataset, seed: int) -> nn.Module:
-    """The recipe's network with initial weights drawn from `seed`; the caller's randomness is left alone."""
-    builder = find_builder(file.recipe.model, file.path.parent)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            model = call_builder(builder, file.recipe.model.options, dataset.input_shape, dataset.classes)
-        except Exception as error:
-            raise PluginError(_blame(file, error, "cannot be built", dataset)) from error
-    if not isinstance(model, nn.Module):
-        raise PluginError(f"'{file.recipe.model.name}' returned {type(model).__name__}, not a torch nn.Module")
-    return model
-
-
-def fresh_weights(plan: Plan, model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Initial weights for a narrower edition of the plan's network: its builder's, where it takes `widths`.
-
-    Elsewhere torch's own initialisation of each layer.
-    """
-    section, dataset = plan.recipe.model, plan.data.dataset
-    builder = find_builder(section, plan.file.path.parent)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if "widths" in inspect.signature(builder).parameters:
-            options = {**section.options, "widths": layer_widths(model)}
-            made = call_builder(builder, options, dataset.input_shape, dataset.classes)
-            if set(made.state_dict()) == set(model.state_dict()):
-                return dict(made.state_dict())
-        made = rebuild(plan.build(0), model.state_dict())
-        for layer in made.modules():
-            reset = getattr(layer, "reset_parameters", None)
-            if callable(reset):
-                reset()
-    return dict(made.state_dict())
-
-
-def call_builder(
-    builder: Callable[..., Any], options: Mapping[str, Any], shape: tuple[int, int, int], classes: int
-) -> Any:
-    """What a builder makes for inputs of a shape; its weights come from torch's global generator."""
-    positional = (shape, classes) if _takes_shape(builder) else ()
-    return builder(*positional, **options)
-
-
-def _takes_shape(builder: Callable[..., Any]) -> bool:
-    """Whether a builder asks for (input shape, classes); a user's own may do without."""
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    asked = inspect.signature(builder).parameters.values()
-    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in asked) == 2
-
-
-def _check_model(model: nn.Module, dataset: Dataset) -> dict[str, int]:
-    """Sizes of the prunable layers of a model that really maps this data to its classes."""
-    model.eval()
-    with torch.inference_mode():
-        try:
-            logits = model(torch.zeros(2, *dataset.input_shape))
-        except Exception as error:
-            raise PluginError(f"the model cannot read {_shape(dataset)} images: {error}") from error
-    if not isinstance(logits, Tensor) or logits.shape != (2, dataset.classes):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise PluginError(f"the model should answer 2 images with logits (2, {dataset.classes}), gave {found}")
-    mask = full_mask(model)
-    if not mask:
-        raise PluginError("the model has no linear or convolution layer to prune")
-    return {name: kept.numel() for name, kept in mask.items()}
-
-
-def _blame(file: RecipeFile, error: Exception, what: str, dataset: Dataset) -> str:
-    own = file.recipe.model.file
-    where = f"{where_it_failed(error, file.path.parent / own)}: " if own else ""
-    name = file.recipe.model.name
-    return f"{where}'{name}' {what} for {_shape(dataset)} images: {type(error).__name__}: {error}"
-
-
-def _shape(dataset: Dataset) -> str:
-    return "×".join(str(size) for size in dataset.input_shape)
 
 
 def check_all(file: RecipeFile, places: Places) -> str | None:

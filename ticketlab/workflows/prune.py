@@ -13,12 +13,13 @@ from collections.abc import Iterator
 
 from ticketlab.errors import FailedRun, PruningError
 from ticketlab.pruning.allocate import prune
-from ticketlab.pruning.masks import Mask, full_mask, masked
+from ticketlab.pruning.masks import Mask, masked
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.tickets import (
+    dense_ticket,
     replicate_seed,
     saliencies,
     seeded_ticket,
@@ -54,11 +55,11 @@ def prune_replicate(plan: Plan, store: RunStore, replicate: int, settings: Setti
 
 def draw_ticket(plan: Plan, store: RunStore, replicate: int, level: int) -> Ticket:
     """The mask of a level and the weights that it restarts from."""
+    if level == 0:
+        return dense_ticket(plan, replicate)
     after = plan.recipe.pruning.after
     seed = replicate_seed(plan, replicate)
     facts = ticket_facts(plan, replicate, level, plan.start(level))
-    if level == 0:
-        return seeded_ticket(plan, full_mask(plan.build(0)), derive_seed(seed, "init"), facts)
     mask = draw_mask(plan, store, replicate, level)
     if after == "reinit":
         return seeded_ticket(plan, mask, derive_seed(seed, "reinit", level), facts)

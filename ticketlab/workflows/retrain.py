@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ticketlab.models.compact import rebuild
 from ticketlab.pruning.masks import full_mask
 from ticketlab.recipe import TrainSection
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.steps import Duration
-from ticketlab.workflows.plan import Plan, fresh_weights
+from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.source import Source
+from ticketlab.workflows.tickets import fresh_weights
 from ticketlab.workflows.train_level import LevelTask, Seen, Settings, train_level
 
 FINE = {"sgd": 0.1, "adam": 1.0, "adamw": 1.0}
@@ -67,12 +67,10 @@ def _train(
     if store.has_level(1, LEVEL):
         yield store.read_level(1, LEVEL)
         return
-    compact = {name: value.clone() for name, value in model.state_dict().items()}
     recipe = source.plan.recipe.model_copy(update={"train": train})
     plan: Plan = replace(
         source.plan,
         file=source.plan.file.with_recipe(recipe),
-        build=lambda seed: rebuild(source.plan.build(seed), compact),
         steps=steps,
         rewind=0,
         evaluate_every=max(1, min(source.plan.evaluate_every, steps // 5)),

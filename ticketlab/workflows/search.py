@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,10 +26,12 @@ from ticketlab.pruning.early_bird import (
     mask_distance,
     nearly_empty,
     snapshot,
+    window_distance,
 )
 from ticketlab.pruning.masks import Mask
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import LevelEvents
+from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.draw import draw_ticket
 from ticketlab.workflows.operations import operations, rungs
@@ -68,8 +70,7 @@ class Track:
 
     def to_window(self, window: int) -> float | None:
         """Largest distance from the newest mask to the others of its window; None before it is full."""
-        recent = self.distances[-1][-(window - 1) :] if self.distances else []
-        return max(recent) if len(recent) == window - 1 else None
+        return window_distance(self.distances[-1], window) if self.distances else None
 
 
 class Search:
@@ -101,7 +102,8 @@ class Search:
             return
         began = time.perf_counter()
         state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-        masks = self._masks(state, step)
+        saliency = self._saliency(state, step)
+        masks = self._masks(saliency, step)
         if not masks:
             if forced:
                 raise FailedRun(
@@ -115,7 +117,9 @@ class Search:
         spent = time.perf_counter() - began
         self.mask_seconds += spent
         for level in sorted({*forced, *settled}):
-            yield self._draw(level, step, masks, state, seconds + spent, is_settled=level in settled)
+            ticket = self._ticket(level, step, masks, state)
+            counted = self._operations(level, masks, saliency)
+            yield self._draw(level, step, ticket, counted, seconds + spent, is_settled=level in settled)
         if time.monotonic() - self._pictured_at > PICTURE_SECONDS:
             events.picture("mask_distance", self._pictures("png")["png"], step)
             self._pictured_at = time.monotonic()
@@ -131,9 +135,8 @@ class Search:
             return False
         return has_settled(distances[-1], self.search.window, self.search.epsilon)
 
-    def _masks(self, state: State, step: int) -> dict[float, Mask]:
+    def _masks(self, saliency: State, step: int) -> dict[float, Mask]:
         """The mask of each density; none where the numbers cannot decide."""
-        saliency = self._saliency(state, step)
         if decides_nothing(saliency, self.plan.pools):
             return {}
         try:
@@ -143,11 +146,15 @@ class Search:
 
     def _saliency(self, state: State, step: int) -> State:
         numbers = self.search.judged(state, self.plan.sizes)
-        rewind = self.store.read_rewind(self.replicate) if wants_initial(self.plan) else None
-        initial = self.search.judged(rewind, self.plan.sizes) if rewind else {}
+        initial = self.search.judged(self._rewind, self.plan.sizes) if wants_initial(self.plan) else {}
         seed = derive_seed(replicate_seed(self.plan, self.replicate), "criterion", step)
         progress = (step - self.plan.rewind) / (self.plan.steps - self.plan.rewind)
         return saliencies(self.plan, numbers, initial, seed, f"step {step}", progress)
+
+    @cached_property
+    def _rewind(self) -> State:
+        """The dense network at the rewind step; only after that step."""
+        return self.store.read_rewind(self.replicate)
 
     def _mask(self, saliency: State, density: float) -> Mask:
         full = {name: torch.ones_like(values, dtype=torch.bool) for name, values in saliency.items()}
@@ -172,32 +179,39 @@ class Search:
                         f"{density:g}: it keeps {int(kept.sum())} of {kept.numel()} (never fewer than one)"
                     )
 
-    def _draw(
-        self, level: int, step: int, masks: dict[float, Mask], state: State, seconds: float, is_settled: bool
-    ) -> Drawn:
+    def _ticket(self, level: int, step: int, masks: dict[float, Mask], state: State) -> Ticket:
         """Write the ticket of a level as of now."""
-        density = self.search.targets[level - 1].density
-        rewind = self.store.read_rewind(self.replicate) if 0 < self.plan.rewind <= step else None
-        ticket = draw_ticket(self.plan, self.replicate, level, step, masks[density], state, rewind)
+        mask = masks[self.search.targets[level - 1].density]
+        rewind = self._rewind if 0 < self.plan.rewind <= step else None
+        ticket = draw_ticket(self.plan, self.replicate, level, step, mask, state, rewind)
         self.store.write_ticket(self.replicate, level, ticket)
-        distance = self.tracks[density].to_window(self.search.window) if step in self.steps[-1:] else None
-        facts = {"level": level, "density": density, "step": step, "settled": is_settled, "distance": distance}
+        return ticket
+
+    def _draw(
+        self, level: int, step: int, ticket: Ticket, counted: dict[str, Any], seconds: float, is_settled: bool
+    ) -> Drawn:
+        """Write down a draw and what its training costs."""
+        target = self.search.targets[level - 1]
+        distance = self.tracks[target.density].to_window(self.search.window) if step in self.steps[-1:] else None
         self.draws[level] = {
-            **facts,
-            "chosen": self.search.targets[level - 1].at is None,
+            "level": level,
+            "density": target.density,
+            "step": step,
+            "settled": is_settled,
+            "distance": distance,
+            "chosen": target.at is None,
             "start": ticket.facts["rewind_step"],
             "seconds": seconds - self.aside_seconds,
             "mask_seconds": self.mask_seconds,
-            "operations": self._operations(level, masks[density], state, step),
+            "operations": counted,
         }
-        is_chosen = self.search.targets[level - 1].at is None
-        return Drawn(self.replicate, density, step, self.plan.steps, is_chosen, is_settled, distance)
+        return Drawn(self.replicate, target.density, step, self.plan.steps, target.at is None, is_settled, distance)
 
-    def _operations(self, level: int, mask: Mask, state: State, step: int) -> dict[str, Any]:
+    def _operations(self, level: int, masks: dict[float, Mask], saliency: State) -> dict[str, Any]:
         """What training costs; the ladder's masks are those that the present saliency would give."""
         density, rate = self.search.targets[level - 1].density, self.plan.recipe.pruning.rate
-        saliency = self._saliency(state, step)
-        return operations(self.plan, self.device, mask, [self._mask(saliency, rung) for rung in rungs(density, rate)])
+        ladder = [self._mask(saliency, rung) for rung in rungs(density, rate)]
+        return operations(self.plan, self.device, masks[density], ladder)
 
     def state(self) -> tuple[State, dict[str, Any]]:
         """Masks and distances so far."""
@@ -268,9 +282,4 @@ def _unpacked(tensors: State, prefix: str, shapes: dict[str, tuple[int, ...]]) -
         if key.startswith(prefix):
             index, _, name = key.removeprefix(prefix).partition("/")
             found.setdefault(int(index), {})[name] = bits
-    return [_snapshot(found[index], shapes) for index in sorted(found)]
-
-
-def _snapshot(bits: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> Snapshot:
-    packed = {name: bits[name].numpy() for name in shapes}
-    return Snapshot(packed, shapes, {name: int(np.bitwise_count(b).sum()) for name, b in packed.items()})
+    return [Snapshot({name: found[index][name].numpy() for name in shapes}, shapes) for index in sorted(found)]

@@ -22,7 +22,8 @@ from ticketlab.registry import load_file
 from ticketlab.runs.network import read_foreign_state, read_network
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import digest
-from ticketlab.workflows.plan import Data, Plan, call_builder, find_builder, load_data, make_plan
+from ticketlab.workflows.build import call_builder, find_builder
+from ticketlab.workflows.plan import Data, Plan, load_data, make_plan
 
 
 @dataclass(frozen=True)

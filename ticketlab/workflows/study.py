@@ -45,10 +45,10 @@ from ticketlab.training.loop import evaluate, train_steps
 from ticketlab.training.optim import learning_rate, make_optimizer
 from ticketlab.workflows.fuse_request import Request
 from ticketlab.workflows.fuse_widths import Workbench, fuse_to, prepare
-from ticketlab.workflows.plan import fresh_weights
 from ticketlab.workflows.retrain import fine_tuning
 from ticketlab.workflows.run import Machine, outcome
 from ticketlab.workflows.source import Source, from_run
+from ticketlab.workflows.tickets import fresh_weights
 from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.workers import run_replicates
 

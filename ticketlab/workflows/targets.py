@@ -63,7 +63,7 @@ class EarlyBird:
 
 def _scales(state: Mapping[str, Tensor], group: Group) -> Tensor:
     slot = group.norms[0]
-    return state[f"{slot.layer}.weight"].index_select(0, slot.index[:, 0].to(state[f"{slot.layer}.weight"].device))
+    return state[f"{slot.layer}.weight"].index_select(0, slot.index[:, 0])
 
 
 def make_search(recipe: Recipe, model: nn.Module, shape: tuple[int, ...], per_epoch: int) -> EarlyBird:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ticketlab.errors import FailedRun
+from ticketlab.models.compact import layer_widths, rebuild
 from ticketlab.pruning.criteria import Evidence, criteria
-from ticketlab.pruning.masks import Mask, masked
+from ticketlab.pruning.masks import Mask, full_mask, masked
 from ticketlab.runs.ticket import Ticket, digest
+from ticketlab.seeds import derive_seed
+from ticketlab.workflows.build import call_builder, find_builder
 from ticketlab.workflows.plan import Plan
 
 
@@ -39,6 +43,13 @@ def seeded_ticket(plan: Plan, mask: Mask, init_seed: int, facts: Mapping[str, An
     return Ticket(mask, None, {**facts, "init_seed": init_seed, "digest": digest(weights)})
 
 
+def dense_ticket(plan: Plan, replicate: int) -> Ticket:
+    """Level 0: the whole network with the weights that the replicate's seed draws."""
+    facts = ticket_facts(plan, replicate, 0, 0)
+    init = derive_seed(replicate_seed(plan, replicate), "init")
+    return seeded_ticket(plan, full_mask(plan.build(0)), init, facts)
+
+
 def ticket_weights(plan: Plan, ticket: Ticket) -> dict[str, Tensor]:
     """The weights that a ticket restarts from, removed ones zero."""
     if ticket.weights is not None:
@@ -50,6 +61,28 @@ def ticket_weights(plan: Plan, ticket: Ticket) -> dict[str, Tensor]:
             "the model changed"
         )
     return masked(weights, ticket.mask)
+
+
+def fresh_weights(plan: Plan, model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Initial weights for a narrower edition of the plan's network: its builder's, where it takes `widths`.
+
+    Elsewhere torch's own initialisation of each layer.
+    """
+    section, dataset = plan.recipe.model, plan.data.dataset
+    builder = find_builder(section, plan.file.path.parent)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if "widths" in inspect.signature(builder).parameters:
+            options = {**section.options, "widths": layer_widths(model)}
+            made = call_builder(builder, options, dataset.input_shape, dataset.classes)
+            if set(made.state_dict()) == set(model.state_dict()):
+                return dict(made.state_dict())
+        made = rebuild(plan.build(0), model.state_dict())
+        for layer in made.modules():
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    return dict(made.state_dict())
 
 
 def saliencies(

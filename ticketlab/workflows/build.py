@@ -1,0 +1,87 @@
+"""A recipe's network: its builder, initial weights from a seed, and whether it maps this data to its classes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketlab.data.sources import Dataset
+from ticketlab.errors import PluginError
+from ticketlab.models import models
+from ticketlab.pruning.masks import full_mask
+from ticketlab.recipe import ModelSection
+from ticketlab.recipe_file import RecipeFile
+from ticketlab.registry import load_file, where_it_failed
+
+
+def find_builder(model: ModelSection, folder: Path) -> Callable[..., Any]:
+    """The function that builds a model, built in or in the user's own file, which stands in `folder`."""
+    if model.file is None:
+        return models.find(model.name)
+    path = folder / model.file
+    function = getattr(load_file(path), model.name, None)
+    if not callable(function):
+        raise PluginError(f"{path} has no function '{model.name}'")
+    return function
+
+
+def build_model(file: RecipeFile, dataset: Dataset, seed: int) -> nn.Module:
+    """The recipe's network with initial weights drawn from `seed`; the caller's randomness is left alone."""
+    builder = find_builder(file.recipe.model, file.path.parent)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = call_builder(builder, file.recipe.model.options, dataset.input_shape, dataset.classes)
+        except Exception as error:
+            raise PluginError(_blame(file, error, "cannot be built", dataset)) from error
+    if not isinstance(model, nn.Module):
+        raise PluginError(f"'{file.recipe.model.name}' returned {type(model).__name__}, not a torch nn.Module")
+    return model
+
+
+def call_builder(
+    builder: Callable[..., Any], options: Mapping[str, Any], shape: tuple[int, int, int], classes: int
+) -> Any:
+    """What a builder makes for inputs of a shape; its weights come from torch's global generator."""
+    positional = (shape, classes) if _takes_shape(builder) else ()
+    return builder(*positional, **options)
+
+
+def _takes_shape(builder: Callable[..., Any]) -> bool:
+    """Whether a builder asks for (input shape, classes); a user's own may do without."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    asked = inspect.signature(builder).parameters.values()
+    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in asked) == 2
+
+
+def check_model(model: nn.Module, dataset: Dataset) -> dict[str, int]:
+    """Sizes of the prunable layers of a model that really maps this data to its classes."""
+    model.eval()
+    with torch.inference_mode():
+        try:
+            logits = model(torch.zeros(2, *dataset.input_shape))
+        except Exception as error:
+            raise PluginError(f"the model cannot read {_shape(dataset)} images: {error}") from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, dataset.classes):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise PluginError(f"the model should answer 2 images with logits (2, {dataset.classes}), gave {found}")
+    mask = full_mask(model)
+    if not mask:
+        raise PluginError("the model has no linear or convolution layer to prune")
+    return {name: kept.numel() for name, kept in mask.items()}
+
+
+def _blame(file: RecipeFile, error: Exception, what: str, dataset: Dataset) -> str:
+    own = file.recipe.model.file
+    where = f"{where_it_failed(error, file.path.parent / own)}: " if own else ""
+    name = file.recipe.model.name
+    return f"{where}'{name}' {what} for {_shape(dataset)} images: {type(error).__name__}: {error}"
+
+
+def _shape(dataset: Dataset) -> str:
+    return "×".join(str(size) for size in dataset.input_shape)
