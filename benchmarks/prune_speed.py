@@ -34,7 +34,7 @@ from ticketlab.pruning.allocate import keep_count, make_pools, prune
 from ticketlab.pruning.masks import Mask, density, full_mask, masked
 from ticketlab.recipe import TrainSection
 from ticketlab.runs.manifest import cpu_name
-from ticketlab.training import sparse
+from ticketlab.training import sparse, trainable
 from ticketlab.training.loop import train_steps
 from ticketlab.training.optim import make_optimizer
 
@@ -66,7 +66,7 @@ def ours(places: Places, mask: Mask, may_be_sparse: bool = True) -> Callable[[],
     examples = split(load_dataset("mnist", places), 5000, 0).train
     model = network()
     limit, sparse.PAYS_BELOW = sparse.PAYS_BELOW, sparse.PAYS_BELOW if may_be_sparse else -1.0
-    net = sparse.make_trainable(model, masked(model.state_dict(), mask), mask, CPU)
+    net = trainable.make_trainable(model, masked(model.state_dict(), mask), mask, CPU)
     sparse.PAYS_BELOW = limit
     steps = train_steps(
         net.model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ticketlab.fusion_findings import Rows, levels, method_name, points
 from ticketlab.pruning.early_bird import window_distance
@@ -173,4 +176,38 @@ def _settling(axes: Axes, record: Mapping[str, Any], track: Mapping[str, Any], d
     axes.set_ylim(bottom=0)
     axes.set_xlim(0, record["total_steps"])
     axes.set_xlabel("step")
+    axes.grid(alpha=0.25)
+
+
+def flips_by_magnitude(layers: Mapping[str, tuple[Tensor, Tensor]], level: int, step: int) -> Figure:
+    """How often weights flipped against how large they are, layer by layer: mean, median and middle half of each bin.
+
+    Args:
+        layers: Name → (|w|, flips) of the remaining weights, each (remaining,).
+    """
+    columns = min(4, len(layers))
+    rows = math.ceil(len(layers) / columns)
+    figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for panel, (name, (sizes, flips)) in zip(axes.flat, layers.items(), strict=False):
+        _flips_panel(panel, sizes.double().numpy(), flips.double().numpy())
+        panel.set_title(f"{name.removesuffix('.weight')}: {len(flips):,} weights", fontsize=9)
+    for panel in axes.flat[len(layers) :]:
+        panel.set_axis_off()
+    axes[0][0].legend(fontsize=8)
+    figure.supxlabel("|weight|, by rank in twenty bins", fontsize=9)
+    figure.supylabel("sign flips so far", fontsize=9)
+    figure.suptitle(f"sign flips against magnitude, level {level}, step {step:,}", fontsize=10)
+    return figure
+
+
+def _flips_panel(axes: Axes, sizes: NDArray[np.float64], flips: NDArray[np.float64]) -> None:
+    bins = np.array_split(flips[sizes.argsort(kind="stable")], min(20, len(flips)))
+    places = [100 * (index + 0.5) / len(bins) for index in range(len(bins))]
+    low, middle, high = np.array([np.percentile(found, (25, 50, 75)) for found in bins]).T
+    axes.fill_between(places, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="middle half")
+    axes.plot(places, middle, color=COLOURS[0], label="median")
+    axes.plot(places, [found.mean() for found in bins], color=COLOURS[1], linestyle="--", label="mean")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, 100)
     axes.grid(alpha=0.25)

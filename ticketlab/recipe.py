@@ -82,6 +82,8 @@ class TrainSection(Section):
     """Factor at each milestone."""
     evaluate_every: Time = Duration(100, "it")
     """Grid on which validation loss is read; the early-stop step is its minimum."""
+    gradient_noise: Annotated[float, Field(ge=0)] = 0.0
+    """λ of Gaussian noise on every gradient of a deviation of λ · ‖gradient‖ / √(weights of the tensor) (FlipOut)."""
     slimming: Annotated[float, Field(ge=0)] = 0.0
     """L1 penalty on batch-norm scales (network slimming): s · sign(γ) is added to their gradients."""
 
@@ -119,6 +121,32 @@ class PruningSection(Section):
     after: Literal["rewind", "lr_rewind", "finetune", "reinit", "continue"] = "rewind"
     """Restart: rewound weights and schedule; trained weights with the schedule rewound; trained weights at
     the last learning rate; fresh random weights; or (early_bird) weights and schedule where the draw found them."""
+    reclaim: Literal["dead_paths"] | None = None
+    """dead_paths: weights that lie on no path from input to output give their places to the next best that do."""
+
+
+class ScheduleSection(Section):
+    """method: sign_flip or gradual. When a network in training is pruned: `pruning.levels` times, one level each."""
+
+    first: Time | None = None
+    """Time of the first pruning; left out, the training divided by levels + 1."""
+    every: Time | None = None
+    """Time between prunings; left out, what is left after the first divided by the levels."""
+    shape: Literal["constant", "cubic"] = "constant"
+    """constant: the rate of what remains goes each time (FlipOut's halvings); cubic: as many in all, most of them
+    early (Zhu & Gupta 2017, equation 1)."""
+
+
+class SignFlipsSection(Section):
+    """How sign flips are counted, where the criterion or `watch` asks for them."""
+
+    half_life: Time | None = None
+    """Time after which a flip counts half; left out, nothing is forgotten."""
+    reset: bool = False
+    """Count anew after each pruning (methods sign_flip and gradual; the others count anew at every level anyway)."""
+    at_once: Annotated[int, Field(ge=1)] | None = None
+    """method: sign_flip. Remove a weight the moment it has flipped so often since the first pruning time, until the
+    level's density is reached; what is missing at the middle of a level goes by the criterion."""
 
 
 class EarlyBirdSection(Section):
@@ -147,20 +175,30 @@ class EarlyBirdSection(Section):
 class Recipe(Section):
     """One experiment."""
 
-    method: Literal["imp", "oneshot", "early_bird"] = "imp"
+    method: Literal["imp", "oneshot", "early_bird", "sign_flip", "gradual"] = "imp"
     """imp: iterative pruning, level by level; oneshot: every level prunes the dense network at once; early_bird:
-    tickets are drawn while the dense network trains, as soon as their masks stop moving."""
+    tickets are drawn while the dense network trains, as soon as their masks stop moving; sign_flip: one training, in
+    which weights go that change sign often; gradual: the same by any other criterion."""
     model: ModelSection
     data: DataSection
     train: TrainSection
     pruning: PruningSection = PruningSection()
     early_bird: EarlyBirdSection = EarlyBirdSection()
+    schedule: ScheduleSection = ScheduleSection()
+    sign_flips: SignFlipsSection = SignFlipsSection()
+    watch: Annotated[tuple[Literal["sign_flips"], ...], Field(strict=False)] = ()
+    """What is recorded beside the curves: sign_flips counts how often each weight changes sign."""
     replicates: Annotated[int, Field(ge=1)] = 1
     """Repetitions with seeds `seed`, `seed + 1`, …; more can be added later."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the first replicate: initial weights, order of data, augmentation."""
     plugins: Names = ()
     """Python files of one's own that register criteria, models or data sets."""
+
+    @property
+    def prunes_in_training(self) -> bool:
+        """Whether one training goes through all levels."""
+        return self.method in ("sign_flip", "gradual")
 
     def with_data(self, name: str, validation: int) -> Self:
         """The same recipe on another data set."""
@@ -171,15 +209,16 @@ class Recipe(Section):
 def recipe_hash(recipe: Recipe, files: dict[str, str] | None = None) -> str:
     """Short hash of what decides a run's results: every field that differs from its default.
 
-    Levels and replicates are left out, because a finished run can be extended by either; so is the stand-in
-    data set, which is not used once the real one is found. Fields added later change no hash while they are
-    at their default.
+    Replicates are left out, because a finished run can be extended by them, and so are levels where no schedule
+    depends on their number; so is the stand-in data set, which is not used once the real one is found. Fields added
+    later change no hash while they are at their default.
 
     Args:
         files: SHA-256 of each file of the user's own that the recipe names.
     """
     fields = recipe.model_dump(mode="json", exclude_defaults=True)
-    fields.get("pruning", {}).pop("levels", None)
+    if not recipe.prunes_in_training:
+        fields.get("pruning", {}).pop("levels", None)
     fields["data"].pop("offline", None)
     fields.pop("replicates", None)
     if not fields.get("pruning", True):

@@ -6,7 +6,13 @@ from ticketlab.pruning.criteria import Evidence, criteria
 
 
 def evidence(weight):
-    return Evidence(initial=torch.randn_like(weight), generator=torch.Generator().manual_seed(0))
+    return Evidence(
+        initial=torch.randn_like(weight),
+        generator=torch.Generator().manual_seed(0),
+        flips=torch.randint(0, 9, weight.shape),
+        magnitude_rank=torch.rand(weight.shape, dtype=torch.float64),
+        steadiness_rank=torch.rand(weight.shape, dtype=torch.float64),
+    )
 
 
 @pytest.mark.parametrize("name", list(criteria))
@@ -22,7 +28,12 @@ def test_saliency_does_not_depend_on_the_order_of_weights(name):
     weight = torch.randn(12)
     known = evidence(weight)
     order = torch.randperm(12)
-    moved = Evidence(initial=known.initial[order])
+    moved = Evidence(
+        initial=known.initial[order],
+        flips=known.flips[order],
+        magnitude_rank=known.magnitude_rank[order],
+        steadiness_rank=known.steadiness_rank[order],
+    )
     assert torch.equal(criteria.find(name)(weight, known)[order], criteria.find(name)(weight[order], moved))
 
 
@@ -65,3 +76,44 @@ def test_extrapolated_is_magnitude_at_the_end_and_at_the_start():
     for progress in (1.0, 0.0):
         known = Evidence(initial=torch.randn(50), progress=progress)
         assert torch.equal(criteria.find("extrapolated")(weight, known), weight.abs())
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    # |-3|^p / 3, |-0.25|^p / 1, |0.25|^p / 2, |4|^p / 1
+    [
+        (1.0, [1.0, 0.25, 0.125, 4.0]),
+        (2.0, [3.0, 0.0625, 0.03125, 16.0]),
+        (0.5, [0.5773502691896257, 0.5, 0.25, 2.0]),
+        (0.0, [1 / 3, 1.0, 0.5, 1.0]),
+    ],
+)
+def test_flipout_equals_the_value_worked_out_by_hand(p, expected):
+    known = Evidence(flips=torch.tensor([2, 0, 1, 0], dtype=torch.int16))
+    weight = torch.tensor([-3.0, -0.25, 0.25, 4.0])
+    assert criteria.find("flipout")(weight, known, p=p).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_flipout_keeps_the_order_of_weights_whose_squares_leave_single_precision():
+    weight = torch.tensor([1e-30, 2e-30, -3e-30])
+    saliency = criteria.find("flipout")(weight, Evidence(flips=torch.zeros(3)), p=2.0)
+    assert saliency.argsort().tolist() == [0, 1, 2] and (saliency > 0).all()
+
+
+def test_hybrid_lies_between_magnitude_and_steadiness():
+    known = Evidence(
+        magnitude_rank=torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64),
+        steadiness_rank=torch.tensor([0.8, 0.4, 0.2], dtype=torch.float64),
+    )
+    weight = torch.zeros(3)
+    # by hand: 0.75 · 0.1 + 0.25 · 0.8 and so on
+    assert criteria.find("hybrid")(weight, known, mix=0.25).tolist() == pytest.approx([0.275, 0.475, 0.725])
+    assert criteria.find("hybrid")(weight, known, mix=0.0).tolist() == [0.1, 0.5, 0.9]
+    assert criteria.find("hybrid")(weight, known, mix=1.0).tolist() == [0.8, 0.4, 0.2]
+
+
+@pytest.mark.parametrize(("name", "options"), [("flipout", {"p": -1.0}), ("hybrid", {"mix": 1.5})])
+def test_an_option_out_of_range_is_refused(name, options):
+    weight = torch.ones(2)
+    with pytest.raises(PruningError, match=f"{next(iter(options))} is a number from"):
+        criteria.find(name)(weight, evidence(weight), **options)

@@ -9,7 +9,7 @@ from ticketlab.data.batches import Examples
 from ticketlab.models import models
 from ticketlab.pruning.masks import full_mask, masked, prunable
 from ticketlab.recipe import TrainSection
-from ticketlab.training.loop import evaluate, revived, train_steps
+from ticketlab.training.loop import Adjust, evaluate, revived, train_steps
 from ticketlab.training.optim import learning_rate, make_optimizer
 
 OPTIMIZERS = [
@@ -155,7 +155,7 @@ def test_slimming_pulls_every_scale_towards_zero_by_the_same_amount():
         model[1].weight.data.copy_(torch.tensor([0.5, -0.25, 1.0, 0.0]))
         optimizer = make_optimizer(model.parameters(), section(optimizer="sgd", lr=0.5))
         batches = random_batches(shape=(1, 8, 8))
-        list(train_steps(model, batches, optimizer, lambda _: 0.5, {}, 0, 1, slimming))
+        list(train_steps(model, batches, optimizer, lambda _: 0.5, {}, 0, 1, Adjust(slimming)))
         return model.state_dict()
 
     plain, slim = after_a_step(0.0), after_a_step(0.125)

@@ -8,7 +8,8 @@ from ticketlab.recipe import TrainSection
 from ticketlab.training import sparse
 from ticketlab.training.loop import train_steps
 from ticketlab.training.optim import make_optimizer
-from ticketlab.training.sparse import SparseLinear, make_trainable
+from ticketlab.training.sparse import SparseLinear
+from ticketlab.training.trainable import make_trainable
 
 CPU = torch.device("cpu")
 

@@ -73,7 +73,7 @@ class Bars:
     def _steps_from(self, level: int) -> int:
         """Steps from a level's start to the end, as far as can be known before."""
         assert self._plan is not None
-        return sum(self._plan.steps - self._plan.start(index) for index in range(level, self._plan.levels + 1))
+        return sum(self._plan.stop(index) - self._plan.start(index) for index in range(level, self._plan.levels + 1))
 
     def move(self, event: StepProgress) -> None:
         """A little further inside a level."""

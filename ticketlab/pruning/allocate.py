@@ -76,6 +76,15 @@ def keep_count(pool: Pool, sizes: Mapping[str, int], level: int) -> int:
     return max(count, len(pool.layers))
 
 
+def keep_cubic(pool: Pool, sizes: Mapping[str, int], level: int, levels: int) -> int:
+    """Weights that a pool keeps at a level of the cubic schedule to where `levels` times `rate` would lead.
+
+    n − (n − end) · (1 − (1 − level/levels)³), halves rounded up (Zhu & Gupta 2017, equation 1).
+    """
+    count, end = (keep_count(pool, sizes, at) for at in (0, levels))
+    return max(math.floor(end + (count - end) * (1 - level / levels) ** 3 + 0.5), end)
+
+
 def keep_at(pool: Pool, sizes: Mapping[str, int], density: float, rate: float) -> int:
     """Weights that a pool keeps in a network of this density; never fewer than one weight per layer.
 

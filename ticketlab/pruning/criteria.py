@@ -22,6 +22,12 @@ class Evidence:
     """Randomness for criteria that draw; seeded by replicate and level (or, in a search, step)."""
     progress: float = 1.0
     """Share of the training since the rewind step that lies behind."""
+    flips: Tensor | None = None
+    """How often each weight changed its sign; with a half-life, old flips count less."""
+    magnitude_rank: Tensor | None = None
+    """Share of the competing weights that are smaller, in (0, 1)."""
+    steadiness_rank: Tensor | None = None
+    """Share of the competing weights that flipped more often, in (0, 1)."""
 
 
 class Criterion(Protocol):
@@ -68,3 +74,30 @@ def random(weight: Tensor, evidence: Evidence) -> Tensor:
     if evidence.generator is None:
         raise PruningError("random needs a generator")
     return torch.rand(weight.shape, generator=evidence.generator).to(weight.device)
+
+
+@criteria.register("flipout", needs={"flips"})
+def flipout(weight: Tensor, evidence: Evidence, *, p: float = 2.0) -> Tensor:
+    """|w|^p / (flips + 1): large weights with a steady sign survive (Apostol, Stol & Forré 2020, FlipOut).
+
+    The paper divides by the flips; its code and this one add 1, so that no flip is no division by zero. In double
+    precision: squares of small weights leave the range of single precision.
+    """
+    if evidence.flips is None:
+        raise PruningError("flipout needs sign flips")
+    if not 0 <= p <= 16:
+        raise PruningError(f"flipout: p is a number from 0 (flips alone) to 16 (got {p})")
+    return weight.double().abs().pow(p) / (evidence.flips + 1)
+
+
+@criteria.register("hybrid", needs={"magnitude_rank", "steadiness_rank"})
+def hybrid(weight: Tensor, evidence: Evidence, *, mix: float = 0.5) -> Tensor:
+    """(1 − mix) · rank of |w| + mix · rank of steadiness: magnitude alone at 0, sign flips alone at 1.
+
+    Ranks are among the weights that compete, so that neither unit nor distribution matters. Source: our own.
+    """
+    if evidence.magnitude_rank is None or evidence.steadiness_rank is None:
+        raise PruningError("hybrid needs ranks of magnitude and steadiness")
+    if not 0 <= mix <= 1:
+        raise PruningError(f"hybrid: mix is a number from 0 (magnitude alone) to 1 (flips alone) (got {mix})")
+    return torch.lerp(evidence.magnitude_rank, evidence.steadiness_rank, mix)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,14 @@ class Level:
     """Density of each layer."""
     curve: tuple[dict[str, float], ...]
     """At each point of the evaluation grid: step, train_loss, val_loss, val_accuracy, lr, step_ms."""
+    effective_density: float | None = None
+    """Density of the weights on paths from input to output; None where it is unknown."""
+    flops: float | None = None
+    """Floating-point operations of this level's training as executed, evaluation not counted."""
+    remaining_flops: float | None = None
+    """The same without multiplications by removed weights."""
+    sign_flips: dict[str, dict[str, float]] | None = None
+    """Of each layer, where they were counted: flips per remaining weight, and the share that never flipped."""
 
     def summary(self) -> dict[str, Any]:
         """The record without its curve."""
@@ -169,7 +177,9 @@ class RunStore:
         """A finished level."""
         path = self.level_dir(replicate, level) / "metrics.json"
         content = read_json(path)
-        if set(content) != {field.name for field in fields(Level)}:
+        known = {field.name: field.default is MISSING for field in fields(Level)}
+        # records of before a field was added lack it
+        if not set(content) <= set(known) or not {name for name in known if known[name]} <= set(content):
             raise damaged(path, "not the record of a level")
         return Level(**{**content, "curve": tuple(content["curve"])})
 
@@ -196,6 +206,29 @@ class RunStore:
     def read_weights(self, replicate: int, level: int, which: str) -> dict[str, Tensor]:
         """Weights of a finished level, `early_stop` or `final`."""
         return read_tensors(self.level_dir(replicate, level) / f"{which}.safetensors")[0]
+
+    # --- what goes from one level to the next
+
+    def read_flips(self, replicate: int, level: int) -> dict[str, Tensor]:
+        """Sign flips of a finished level as `counts/…` and `recent/…`, in the weights' shapes; empty if not counted."""
+        path = self.level_dir(replicate, level) / "sign_flips.safetensors"
+        return read_tensors(path)[0] if path.exists() else {}
+
+    def write_flips(self, replicate: int, level: int, flips: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep how often each weight flipped."""
+        write_tensors(self.level_dir(replicate, level) / "sign_flips.safetensors", flips, facts)
+
+    def read_optimizer(self, replicate: int, level: int) -> dict[str, Tensor]:
+        """What the optimizer remembered at the end of a level."""
+        return read_tensors(self.level_dir(replicate, level) / "optimizer.safetensors")[0]
+
+    def write_optimizer(self, replicate: int, level: int, state: Mapping[str, Tensor]) -> None:
+        """Keep the optimizer's memory for the level that goes on from here."""
+        write_tensors(self.level_dir(replicate, level) / "optimizer.safetensors", state, {})
+
+    def drop_optimizer(self, replicate: int, level: int) -> None:
+        """The next level is finished: the memory at the end of this one is of no more use."""
+        (self.level_dir(replicate, level) / "optimizer.safetensors").unlink(missing_ok=True)
 
     # --- tickets, rewind point, checkpoint
 

@@ -51,6 +51,11 @@ class LevelEvents:
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
+    def histogram(self, name: str, values: Tensor, step: int) -> None:
+        """Distribution of some numbers; nothing where there are none."""
+        if values.numel():
+            self._writer.add_histogram(name, values.cpu().numpy(), step)
+
     def picture(self, name: str, png: bytes, step: int) -> None:
         """A figure as it stands now."""
         self._writer.add_image(name, _pixels(png), step, dataformats="HWC")
@@ -61,6 +66,8 @@ class LevelEvents:
 
 
 def _tag(name: str) -> str:
+    if "/" in name:
+        return name
     split, _, figure = name.partition("_")
     return f"{figure}/{split}" if split in ("train", "val") else f"training/{name}"
 
@@ -72,6 +79,8 @@ def log_level(folder: Path, level: Level) -> None:
         writer.add_scalar("early_stop/step", level.early_stop_step, level.level)
         for name, value in level.layers.items():
             writer.add_scalar(f"density/{name}", value, level.level)
+        if level.effective_density is not None:
+            writer.add_scalar("density/effective", level.effective_density, level.level)
 
 
 def write_run_summary(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,20 @@ class Step:
     """Mean cross-entropy of the batch before the step; a scalar still on its device."""
 
 
+@dataclass(frozen=True)
+class Adjust:
+    """What is done to gradients beside masking them."""
+
+    slimming: float = 0.0
+    """Strength s of an L1 penalty on batch-norm scales γ: s · sign(γ) is added (Liu et al. 2017, equation 1)."""
+    noise: Sequence[tuple[nn.Parameter, float]] = ()
+    """Parameters with a strength c each: Gaussian noise of deviation c · ‖gradient‖ is added, drawn from torch's global
+    generator (FlipOut)."""
+    frozen: Sequence[tuple[nn.Parameter, Tensor]] = ()
+    """Instead of the mask, where weights are removed as training goes on: 1 for each that remains, changed by who
+    removes one."""
+
+
 def train_steps(
     model: nn.Module,
     batches: Iterator[tuple[Tensor, Tensor]],
@@ -34,19 +48,16 @@ def train_steps(
     mask: Mask,
     start: int,
     stop: int,
-    slimming: float = 0.0,
+    adjust: Adjust = Adjust(),
 ) -> Iterator[Step]:
     """Train from step `start` to `stop`, yielding after each step.
-
-    `slimming` is the strength s of an L1 penalty on batch-norm scales γ: s · sign(γ) is added to their gradients
-    (Liu et al. 2017, equation 1).
 
     The weights must already be masked. Gradients of removed weights are set to zero before the optimizer sees
     them; its state starts empty, so removed weights have no momentum, no decay and stay exactly +0.0.
     """
-    frozen = _sparse_parameters(model, mask)
+    frozen = adjust.frozen or _sparse_parameters(model, mask)
     parameters = list(model.parameters())
-    scales = _scales(model) if slimming else []
+    scales = _scales(model) if adjust.slimming else []
     model.train()
     for index in range(start, stop):
         images, labels = next(batches)
@@ -60,12 +71,23 @@ def train_steps(
         for scale in scales:
             if scale.grad is None:
                 continue  # a norm that the network does not use
-            scale.grad.add_(scale.detach().sign(), alpha=slimming)
+            scale.grad.add_(scale.detach().sign(), alpha=adjust.slimming)
+        if adjust.noise:
+            _add_noise_(adjust.noise)
+            for parameter, kept in frozen:
+                parameter.grad.mul_(kept)  # type: ignore[union-attr]
         optimizer.step()
         # what optimizer.zero_grad() does, in a quarter of its time
         for parameter in parameters:
             parameter.grad = None
         yield Step(index + 1, loss.detach())
+
+
+def _add_noise_(noise: Sequence[tuple[nn.Parameter, float]]) -> None:
+    for parameter, strength in noise:
+        if parameter.grad is not None:
+            drawn = torch.randn_like(parameter.grad)
+            parameter.grad.addcmul_(drawn, torch.linalg.vector_norm(parameter.grad), value=strength)
 
 
 def _scales(model: nn.Module) -> list[nn.Parameter]:

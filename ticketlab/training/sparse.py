@@ -6,10 +6,7 @@ thrown away anyway. On a CPU this pays below about a quarter of the weights; els
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -83,40 +80,6 @@ def _starts(counts: Tensor) -> Tensor:
     return counts.cumsum(0) - counts
 
 
-@dataclass(frozen=True)
-class Trainable:
-    """A network as it is trained, and how its weights stand in the whole one."""
-
-    model: nn.Module
-    mask: Mask
-    """Of the layers that stayed dense."""
-    sparse: Mask
-    """Of the layers that keep their remaining weights alone."""
-
-    def whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The whole network's state on the CPU, removed weights zero; shares no memory with the trained one."""
-        here = {name: value.detach().cpu().clone() for name, value in weights.items()}
-        for name, kept in self.sparse.items():
-            full = torch.zeros(kept.shape, dtype=here[_values(name)].dtype)
-            full[kept] = here.pop(_values(name))
-            here[name] = full
-        return here
-
-
-def make_trainable(model: nn.Module, weights: Mapping[str, Tensor], mask: Mask, device: torch.device) -> Trainable:
-    """The network with a ticket's weights, ready to train; layers that are sparse enough become sparse."""
-    model = copy.deepcopy(model)
-    model.load_state_dict(weights)
-    sparse = sparse_layers(model, mask, device)
-    for name, kept in sparse.items():
-        parent, _, child = name.removesuffix(".weight").rpartition(".")
-        layer = model.get_submodule(name.removesuffix(".weight"))
-        assert isinstance(layer, nn.Linear)
-        setattr(model.get_submodule(parent), child, SparseLinear(layer, kept))
-    dense = {name: kept.to(device) for name, kept in mask.items() if name not in sparse}
-    return Trainable(model.to(device), dense, sparse)
-
-
 def sparse_layers(model: nn.Module, mask: Mask, device: torch.device) -> Mask:
     """The part of a mask whose layers will compute with their remaining weights only."""
     return {name: kept for name, kept in mask.items() if device.type == "cpu" and _pays(model, name, kept)}
@@ -127,7 +90,3 @@ def _pays(model: nn.Module, name: str, mask: Tensor) -> bool:
     # only plain layers: a subclass may compute something else
     plain = type(layer) is nn.Linear
     return plain and mask.numel() >= PAYS_FROM and int(mask.sum()) <= PAYS_BELOW * mask.numel()
-
-
-def _values(name: str) -> str:
-    return f"{name.removesuffix('.weight')}.values"

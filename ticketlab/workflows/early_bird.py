@@ -14,7 +14,9 @@ from ticketlab.errors import RunError
 from ticketlab.models.compact import rebuild
 from ticketlab.pruning.masks import full_mask
 from ticketlab.runs.store import RunStore
+from ticketlab.workflows.flips import FlipWatch
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.schedule import counts_flips
 from ticketlab.workflows.search import Search
 from ticketlab.workflows.tickets import dense_ticket, replicate_seed, ticket_weights
 from ticketlab.workflows.train_level import LevelTask, Seen, Settings, train_level
@@ -26,20 +28,26 @@ def early_bird_replicate(plan: Plan, store: RunStore, replicate: int, settings: 
     if store.has_level(replicate, 0):
         yield store.read_level(replicate, 0)
     else:
-        search = Search(plan, store, replicate, settings.device)
-        yield from train_level(plan, store, _dense(plan, store, replicate), settings, search)
+        task = _dense(plan, store, replicate)
+        flips = FlipWatch(plan, store, task, {}) if counts_flips(plan.recipe) else None
+        search = Search(plan, store, replicate, settings.device, flips)
+        yield from train_level(plan, store, task, settings, [flips, search] if flips else [search])
     for level in range(1, plan.levels + 1):
         if store.has_level(replicate, level):
             yield store.read_level(replicate, level)
         else:
-            yield from train_level(plan, store, _task(plan, store, replicate, level), settings)
+            task = _task(plan, store, replicate, level)
+            looking = [FlipWatch(plan, store, task, {})] if "sign_flips" in plan.recipe.watch else []
+            yield from train_level(plan, store, task, settings, looking)
 
 
 def _dense(plan: Plan, store: RunStore, replicate: int) -> LevelTask:
     """Level 0, whose ticket is the whole network."""
     ticket = dense_ticket(plan, replicate)
     store.write_ticket(replicate, 0, ticket)
-    return LevelTask(replicate, replicate_seed(plan, replicate), 0, ticket.mask, ticket_weights(plan, ticket), start=0)
+    return LevelTask(
+        replicate, replicate_seed(plan, replicate), 0, ticket.mask, ticket_weights(plan, ticket), 0, plan.steps
+    )
 
 
 def _task(plan: Plan, store: RunStore, replicate: int, level: int) -> LevelTask:
@@ -52,5 +60,5 @@ def _task(plan: Plan, store: RunStore, replicate: int, level: int) -> LevelTask:
     weights = ticket_weights(plan, ticket)
     mask = full_mask(rebuild(plan.build(0), weights)) if plan.has_channels else ticket.mask
     return LevelTask(
-        replicate, replicate_seed(plan, replicate), level, mask, weights, start=ticket.facts["rewind_step"]
+        replicate, replicate_seed(plan, replicate), level, mask, weights, ticket.facts["rewind_step"], plan.steps
     )

@@ -55,7 +55,7 @@ def forecast(plan: Plan) -> Forecast:
     levels = []
     for index in range(plan.levels + 1):
         kept, macs = _channels_left(plan, index) if plan.has_channels else _weights_left(plan, index, macs_of)
-        steps = plan.steps - plan.start(index)
+        steps = plan.stop(index) - plan.start(index)
         levels.append(LevelForecast(index, kept / total, kept, steps, macs))
     steps = sum(level.steps for level in levels)
     executed = sum(level.steps * (level.macs if plan.has_channels else dense) for level in levels)

@@ -14,13 +14,15 @@ from ticketlab.data.batches import Splits, split, steps_per_epoch
 from ticketlab.data.files import Places
 from ticketlab.data.sources import Dataset, datasets, load_with_stand_in
 from ticketlab.errors import FusionError, MissingData, PluginError, PruningError, TicketlabError
+from ticketlab.fusion.paths import Paths
 from ticketlab.models.compact import NORMS
-from ticketlab.pruning.allocate import Pool, keep_at, keep_count, make_pools
+from ticketlab.pruning.allocate import Pool, keep_at, keep_count, keep_cubic, make_pools
 from ticketlab.pruning.criteria import Evidence, criteria
 from ticketlab.recipe import Recipe, recipe_hash
 from ticketlab.recipe_file import Problem, RecipeFile
 from ticketlab.registry import check_options, did_you_mean, file_digest, load_file
 from ticketlab.workflows.build import build_model, check_model, find_builder
+from ticketlab.workflows.schedule import Schedule, check_counting, check_schedule, make_schedule
 from ticketlab.workflows.targets import EarlyBird, check_method, check_search, make_search
 
 
@@ -55,6 +57,10 @@ class Plan:
     evaluate_every: int
     early_bird: EarlyBird | None = None
     """What is searched for while level 0 trains."""
+    schedule: Schedule | None = None
+    """When the one training of all levels is pruned; None where each level is a training of its own."""
+    half_life: int | None = None
+    """Steps after which a sign flip counts half."""
 
     @property
     def recipe(self) -> Recipe:
@@ -85,6 +91,8 @@ class Plan:
         """Weights (or channels) that each pool keeps at a level."""
         if level and self.early_bird:
             return self.keeps_at(self.early_bird.targets[level - 1].density)
+        if self.schedule and self.recipe.schedule.shape == "cubic":
+            return [keep_cubic(pool, self.judged, level, self.levels) for pool in self.pools]
         return [keep_count(pool, self.judged, level) for pool in self.pools]
 
     def keeps_at(self, density: float) -> list[int]:
@@ -94,7 +102,13 @@ class Plan:
 
     def start(self, level: int) -> int:
         """Step at which a level's training starts; for tickets that continue, the earliest one possible."""
+        if self.schedule and level:
+            return self.schedule.starts[level - 1]
         return 0 if level == 0 or self.recipe.pruning.after in ("reinit", "continue") else self.rewind
+
+    def stop(self, level: int) -> int:
+        """Step at which a level's training ends."""
+        return self.start(level + 1) if self.schedule and level < self.levels else self.steps
 
 
 def user_files(file: RecipeFile) -> dict[str, str]:
@@ -120,7 +134,7 @@ def check_recipe(file: RecipeFile) -> None:
     for key, data in (("name", recipe.data.name), ("offline", recipe.data.offline)):
         if data is not None:
             problems += _check(("data", key), partial(datasets.find, data), {})
-    problems += check_method(recipe)
+    problems += check_method(recipe) + check_counting(recipe)
     if problems:
         raise file.error(problems)
 
@@ -186,12 +200,16 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
         judged = sizes = check_model(model, data.dataset)
         if train.slimming and not any(isinstance(layer, NORMS) and layer.affine for layer in model.modules()):
             problems.append((("train", "slimming"), "the model has no batch norm whose scales it could pull to zero"))
+        if recipe.pruning.reclaim:
+            Paths(model, data.dataset.input_shape)
         if recipe.method == "early_bird" and not problems:
             search = make_search(recipe, model, data.dataset.input_shape, per_epoch)
             judged = {group.name: group.units for group in search.groups} or sizes
         pools = _pools(recipe, judged)
     except FusionError as error:
-        problems.append((("early_bird", "granularity"), str(error)))
+        problems.append(
+            (("pruning", "reclaim") if recipe.pruning.reclaim else ("early_bird", "granularity"), str(error))
+        )
     except PruningError as error:
         problems.append((("pruning",), str(error)))
     except PluginError as error:
@@ -211,6 +229,8 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
         rewind=recipe.pruning.rewind.steps(per_epoch),
         evaluate_every=train.evaluate_every.steps(per_epoch),
         early_bird=search,
+        schedule=make_schedule(recipe, per_epoch) if recipe.prunes_in_training else None,
+        half_life=recipe.sign_flips.half_life.steps(per_epoch) if recipe.sign_flips.half_life else None,
     )
 
 
@@ -225,6 +245,8 @@ def _check_times(recipe: Recipe, per_epoch: int) -> list[Problem]:
         problems.append((("pruning", "rewind"), message))
     elif recipe.method == "early_bird":
         problems += check_search(recipe, per_epoch)
+    elif recipe.prunes_in_training:
+        problems += check_schedule(recipe, per_epoch)
     return problems
 
 

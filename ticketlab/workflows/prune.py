@@ -1,60 +1,101 @@
-"""Iterative magnitude pruning with rewinding, level by level, for one replicate.
+"""Pruning level by level, for one replicate: each level a training of its own, or a part of one training.
 
     level 0:  train the dense network; keep its weights at the rewind step
     level n:  trained weights of level n-1 → saliency → mask; weights to restart from + mask = the ticket; train it
 
 Source: Frankle & Carbin 2019, section 2; rewinding to step k: Frankle et al. 2020; learning-rate rewinding and
-fine-tuning: Renda et al. 2020. One-shot pruning takes every mask from level 0.
+fine-tuning: Renda et al. 2020. One-shot pruning takes every mask from level 0. Methods sign_flip and gradual prune
+while training: a level goes on with the weights, the optimizer and the flip counts of the level before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ticketlab.errors import FailedRun, PruningError
-from ticketlab.pruning.allocate import prune
+from torch import Tensor
+
+from ticketlab.pruning.early_bird import nearly_empty
 from ticketlab.pruning.masks import Mask, masked
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
+from ticketlab.workflows.at_once import AtOnce
+from ticketlab.workflows.flips import FlipWatch
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.schedule import counts_flips
 from ticketlab.workflows.tickets import (
     dense_ticket,
+    flip_evidence,
+    next_mask,
     replicate_seed,
-    saliencies,
     seeded_ticket,
     ticket_facts,
     ticket_weights,
     wants_initial,
 )
-from ticketlab.workflows.train_level import LevelTask, Seen, Settings, train_level
+from ticketlab.workflows.train_level import LevelTask, Notice, Seen, Settings, Watch, train_level
 
 
 def prune_replicate(plan: Plan, store: RunStore, replicate: int, settings: Settings) -> Iterator[Seen]:
     """Find tickets with one seed; finished levels are read, an unfinished one is taken up where it stopped."""
-    seed = replicate_seed(plan, replicate)
     for index in range(plan.levels + 1):
         if store.has_level(replicate, index):
             yield store.read_level(replicate, index)
             continue
-        ticket = store.read_ticket(replicate, index)
+        # of a level that loses weights as it trains, the ticket is what its end leaves
+        ticket = None if loses_weights(plan, index) else store.read_ticket(replicate, index)
         if ticket is None:
             ticket = draw_ticket(plan, store, replicate, index)
             store.write_ticket(replicate, index, ticket)
-        task = LevelTask(
-            replicate=replicate,
-            seed=seed,
-            level=index,
-            mask=ticket.mask,
-            weights=ticket_weights(plan, ticket),
-            start=plan.start(index),
-            final_lr=index > 0 and plan.recipe.pruning.after == "finetune",
-        )
-        yield from train_level(plan, store, task, settings)
+            yield from _warnings(ticket.mask, replicate, index)
+        task = _task(plan, store, replicate, index, ticket)
+        yield from train_level(plan, store, task, settings, watches(plan, store, task))
+        if plan.schedule and index:
+            store.drop_optimizer(replicate, index - 1)
+
+
+def _task(plan: Plan, store: RunStore, replicate: int, level: int, ticket: Ticket) -> LevelTask:
+    return LevelTask(
+        replicate=replicate,
+        seed=replicate_seed(plan, replicate),
+        level=level,
+        mask=ticket.mask,
+        weights=ticket_weights(plan, ticket),
+        start=plan.start(level),
+        stop=plan.stop(level),
+        final_lr=level > 0 and plan.recipe.pruning.after == "finetune",
+        optimizer=store.read_optimizer(replicate, level - 1) if plan.schedule and level else None,
+    )
+
+
+def _warnings(mask: Mask, replicate: int, level: int) -> Iterator[Notice]:
+    for name in nearly_empty(mask, share=0):
+        yield Notice(f"replicate {replicate}, level {level}: layer '{name}' would be empty; it keeps its last weight")
+
+
+def loses_weights(plan: Plan, level: int) -> bool:
+    """Whether weights are removed while a level trains."""
+    return plan.schedule is not None and plan.schedule.at_once is not None and level > 0
+
+
+def watches(plan: Plan, store: RunStore, task: LevelTask) -> list[Watch]:
+    """Who looks on while a level trains."""
+    if not counts_flips(plan.recipe):
+        return []
+    flips = FlipWatch(plan, store, task, _carried(plan, store, task))
+    return [flips, AtOnce(plan, store, task, flips)] if loses_weights(plan, task.level) else [flips]
+
+
+def _carried(plan: Plan, store: RunStore, task: LevelTask) -> dict[str, Tensor]:
+    """Flips that are counted on: within one training, unless each pruning starts anew or the grace period ends."""
+    ends_grace = loses_weights(plan, 1) and task.level == 1
+    if not plan.schedule or not task.level or plan.recipe.sign_flips.reset or ends_grace:
+        return {}
+    return store.read_flips(task.replicate, task.level - 1)
 
 
 def draw_ticket(plan: Plan, store: RunStore, replicate: int, level: int) -> Ticket:
-    """The mask of a level and the weights that it restarts from."""
+    """The mask of a level and the weights that it restarts from, or goes on with."""
     if level == 0:
         return dense_ticket(plan, replicate)
     after = plan.recipe.pruning.after
@@ -63,7 +104,7 @@ def draw_ticket(plan: Plan, store: RunStore, replicate: int, level: int) -> Tick
     mask = draw_mask(plan, store, replicate, level)
     if after == "reinit":
         return seeded_ticket(plan, mask, derive_seed(seed, "reinit", level), facts)
-    if after in ("lr_rewind", "finetune"):
+    if plan.schedule or after in ("lr_rewind", "finetune"):
         trained = store.read_weights(replicate, source_level(plan, level), "final")
         return Ticket(mask, masked(trained, mask), facts)
     if plan.rewind == 0:
@@ -77,16 +118,13 @@ def source_level(plan: Plan, level: int) -> int:
 
 
 def draw_mask(plan: Plan, store: RunStore, replicate: int, level: int) -> Mask:
-    """Saliency of the source level's trained weights → the exact number of weights for this level."""
+    """What the source level's trained weights leave for this level."""
     source = source_level(plan, level)
     before = store.read_ticket(replicate, source)
     assert before is not None
+    if loses_weights(plan, level):
+        return before.mask
     trained = store.read_weights(replicate, source, "final")
     initial = store.read_rewind(replicate) if wants_initial(plan) else {}
-    seed = derive_seed(replicate_seed(plan, replicate), "criterion", level)
-    numbers = {name: trained[name] for name in before.mask}
-    saliency = saliencies(plan, numbers, initial, seed, f"level {level}")
-    try:
-        return prune(saliency, before.mask, plan.pools, plan.keeps(level))
-    except PruningError as error:
-        raise FailedRun(f"criterion '{plan.recipe.pruning.criterion}' at level {level}: {error}") from error
+    flips = flip_evidence(store.read_flips(replicate, source))
+    return next_mask(plan, replicate, level, trained, before.mask, flips, initial)

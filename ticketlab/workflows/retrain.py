@@ -76,6 +76,6 @@ def _train(
         evaluate_every=max(1, min(source.plan.evaluate_every, steps // 5)),
     )
     weights = {name: value.clone() for name, value in state.items()}
-    task = LevelTask(1, recipe.seed, LEVEL, full_mask(model), weights, start=0)
+    task = LevelTask(1, recipe.seed, LEVEL, full_mask(model), weights, start=0, stop=steps)
     with store.lock_replicate(1):
         yield from train_level(plan, store, task, settings)

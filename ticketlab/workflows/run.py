@@ -53,7 +53,13 @@ class Started:
 
 Event = Started | Seen
 
-METHODS = {"imp": prune_replicate, "oneshot": prune_replicate, "early_bird": early_bird_replicate}
+METHODS = {
+    "imp": prune_replicate,
+    "oneshot": prune_replicate,
+    "sign_flip": prune_replicate,
+    "gradual": prune_replicate,
+    "early_bird": early_bird_replicate,
+}
 """Method of a recipe → what one replicate does."""
 
 

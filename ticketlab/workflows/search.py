@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ticketlab.draws import SEARCH, VERSION
 from ticketlab.errors import FailedRun, PruningError
-from ticketlab.pruning.allocate import prune
 from ticketlab.pruning.early_bird import (
     Snapshot,
     decides_nothing,
@@ -33,11 +32,13 @@ from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import LevelEvents
 from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
+from ticketlab.training.trainable import Trainable
 from ticketlab.workflows.draw import draw_ticket
+from ticketlab.workflows.flips import FlipWatch
 from ticketlab.workflows.operations import operations, rungs
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.targets import Target
-from ticketlab.workflows.tickets import replicate_seed, saliencies, wants_initial
+from ticketlab.workflows.tickets import Observed, cut, replicate_seed, saliencies, wants_initial
 from ticketlab.workflows.train_level import Drawn, Notice, State
 
 MEMORY = 64 * 2**20
@@ -76,8 +77,13 @@ class Track:
 class Search:
     """What looks on while level 0 of one replicate trains."""
 
-    def __init__(self, plan: Plan, store: RunStore, replicate: int, device: torch.device) -> None:
+    name = "search"
+
+    def __init__(
+        self, plan: Plan, store: RunStore, replicate: int, device: torch.device, flips: FlipWatch | None = None
+    ) -> None:
         assert plan.early_bird is not None
+        self.flips = flips
         self.plan, self.store, self.replicate, self.device = plan, store, replicate, device
         self.search = plan.early_bird
         self.steps: list[int] = []
@@ -147,9 +153,13 @@ class Search:
     def _saliency(self, state: State, step: int) -> State:
         numbers = self.search.judged(state, self.plan.sizes)
         initial = self.search.judged(self._rewind, self.plan.sizes) if wants_initial(self.plan) else {}
-        seed = derive_seed(replicate_seed(self.plan, self.replicate), "criterion", step)
-        progress = (step - self.plan.rewind) / (self.plan.steps - self.plan.rewind)
-        return saliencies(self.plan, numbers, initial, seed, f"step {step}", progress)
+        observed = Observed(
+            seed=derive_seed(replicate_seed(self.plan, self.replicate), "criterion", step),
+            initial=initial,
+            progress=(step - self.plan.rewind) / (self.plan.steps - self.plan.rewind),
+            flips=self.flips.evidence() if self.flips else {},
+        )
+        return saliencies(self.plan, numbers, _full(numbers), observed, f"step {step}")
 
     @cached_property
     def _rewind(self) -> State:
@@ -157,8 +167,7 @@ class Search:
         return self.store.read_rewind(self.replicate)
 
     def _mask(self, saliency: State, density: float) -> Mask:
-        full = {name: torch.ones_like(values, dtype=torch.bool) for name, values in saliency.items()}
-        return prune(saliency, full, self.plan.pools, self.plan.keeps_at(density))
+        return cut(self.plan, saliency, _full(saliency), self.plan.keeps_at(density))
 
     def _compare(self, step: int, masks: dict[float, Mask], events: LevelEvents) -> Iterator[Notice]:
         """Add masks to their tracks; tells of layers that are about to be empty, once each."""
@@ -244,7 +253,18 @@ class Search:
         state = self.plan.build(0).state_dict()
         return {name: tuple(v.shape) for name, v in self.search.judged(state, self.plan.sizes).items()}
 
-    def finish(self, events: LevelEvents) -> None:
+    def begin(self, net: Trainable, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing to prepare: masks are made from the network as it is."""
+
+    def point(self, step: int) -> dict[str, float]:
+        """Distances have their own curves."""
+        return {}
+
+    def record(self) -> dict[str, Any]:
+        """Nothing: the search has a record of its own."""
+        return {}
+
+    def finish(self, step: int, events: LevelEvents) -> None:
         """Write the search's record and its pictures."""
         folder = f"replicate_{self.replicate}"
         pictures = self._pictures("png", "svg")
@@ -273,6 +293,10 @@ class Search:
         from ticketlab.figures import encode, mask_distances  # matplotlib takes half a second to load
 
         return encode(mask_distances(self._record()), *kinds)
+
+
+def _full(numbers: State) -> Mask:
+    return {name: torch.ones_like(values, dtype=torch.bool) for name, values in numbers.items()}
 
 
 def _unpacked(tensors: State, prefix: str, shapes: dict[str, tuple[int, ...]]) -> list[Snapshot]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ticketlab.errors import FailedRun
+from ticketlab.errors import FailedRun, PruningError
+from ticketlab.fusion.paths import Paths
 from ticketlab.models.compact import layer_widths, rebuild
+from ticketlab.pruning.allocate import prune
 from ticketlab.pruning.criteria import Evidence, criteria
 from ticketlab.pruning.masks import Mask, full_mask, masked
+from ticketlab.pruning.ranks import ranks
+from ticketlab.pruning.reclaim import prune_live
 from ticketlab.runs.ticket import Ticket, digest
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.build import call_builder, find_builder
@@ -85,36 +90,97 @@ def fresh_weights(plan: Plan, model: nn.Module, seed: int) -> dict[str, Tensor]:
     return dict(made.state_dict())
 
 
-def saliencies(
-    plan: Plan,
-    numbers: Mapping[str, Tensor],
-    initial: Mapping[str, Tensor],
-    seed: int,
-    where: str,
-    progress: float = 1.0,
-) -> dict[str, Tensor]:
-    """What the recipe's criterion says of each tensor; `seed` is for criteria that draw.
+@dataclass(frozen=True)
+class Observed:
+    """What a criterion may look at beside the weights, by tensor."""
+
+    seed: int
+    """Of criteria that draw."""
+    initial: Mapping[str, Tensor] = field(default_factory=dict)
+    progress: float = 1.0
+    flips: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def saliencies(plan: Plan, numbers: Mapping[str, Tensor], mask: Mask, seen: Observed, where: str) -> dict[str, Tensor]:
+    """What the recipe's criterion says of each tensor, of which the mask's part competes.
 
     Raises FailedRun that names the criterion and the tensor for one that fails or gives something else.
     """
     section = plan.recipe.pruning
-    criterion, needs = criteria.find(section.criterion), criteria.needs(section.criterion)
-    generator = torch.Generator().manual_seed(seed)
+    criterion = criteria.find(section.criterion)
     found: dict[str, Tensor] = {}
-    for name, values in numbers.items():
-        evidence = Evidence(initial.get(name), generator if "generator" in needs else None, progress)
+    for name, evidence in _evidence(plan, numbers, mask, seen).items():
         try:
             # a copy: a user's criterion may work in place
-            saliency = criterion(values.clone(), evidence, **section.options)
+            saliency = criterion(numbers[name].clone(), evidence, **section.options)
         except (Exception, SystemExit) as error:
             what = f"{type(error).__name__}: {error}"
             raise FailedRun(f"criterion '{section.criterion}' at {where}, {name}: {what}") from error
         if not isinstance(saliency, Tensor):
             raise FailedRun(f"criterion '{section.criterion}' gave {type(saliency).__name__} for {name}")
-        if saliency.shape != values.shape:
+        if saliency.shape != numbers[name].shape:
             raise FailedRun(f"criterion '{section.criterion}' gave shape {tuple(saliency.shape)} for {name}")
         found[name] = saliency
     return found
+
+
+def _evidence(plan: Plan, numbers: Mapping[str, Tensor], mask: Mask, seen: Observed) -> dict[str, Evidence]:
+    """What the criterion asks for, of each tensor."""
+    needs = criteria.needs(plan.recipe.pruning.criterion)
+    generator = torch.Generator().manual_seed(seen.seed) if "generator" in needs else None
+    magnitude: Mapping[str, Tensor] = {}
+    steadiness: Mapping[str, Tensor] = {}
+    if "magnitude_rank" in needs:
+        magnitude = ranks({name: values.abs() for name, values in numbers.items()}, mask, plan.pools)
+    if "steadiness_rank" in needs:
+        steadiness = ranks({name: -seen.flips[name].double() for name in numbers}, mask, plan.pools)
+    return {
+        name: Evidence(
+            initial=seen.initial.get(name),
+            generator=generator,
+            progress=seen.progress,
+            flips=seen.flips.get(name),
+            magnitude_rank=magnitude.get(name),
+            steadiness_rank=steadiness.get(name),
+        )
+        for name in numbers
+    }
+
+
+def cut(plan: Plan, saliency: Mapping[str, Tensor], mask: Mask, keeps: Sequence[int]) -> Mask:
+    """The mask that a saliency gives; with dead paths reclaimed, where the recipe asks for it."""
+    if plan.recipe.pruning.reclaim is None:
+        return prune(saliency, mask, plan.pools, keeps)
+    paths = Paths(plan.build(0), plan.data.dataset.input_shape)
+    return prune_live(saliency, mask, plan.pools, keeps, paths.reach)
+
+
+def next_mask(
+    plan: Plan,
+    replicate: int,
+    level: int,
+    trained: Mapping[str, Tensor],
+    before: Mask,
+    flips: Mapping[str, Tensor],
+    initial: Mapping[str, Tensor],
+) -> Mask:
+    """Saliency of trained weights → the exact number of weights for a level.
+
+    Raises FailedRun that names the criterion where its saliency is of no use.
+    """
+    numbers = {name: trained[name] for name in before}
+    observed = Observed(derive_seed(replicate_seed(plan, replicate), "criterion", level), initial, flips=flips)
+    saliency = saliencies(plan, numbers, before, observed, f"level {level}")
+    try:
+        return cut(plan, saliency, before, plan.keeps(level))
+    except PruningError as error:
+        raise FailedRun(f"criterion '{plan.recipe.pruning.criterion}' at level {level}: {error}") from error
+
+
+def flip_evidence(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Flips as criteria see them, from what a level left behind: recent ones, where old ones are forgotten."""
+    kind = "recent/" if any(name.startswith("recent/") for name in kept) else "counts/"
+    return {name.removeprefix(kind): flips for name, flips in kept.items() if name.startswith(kind)}
 
 
 def wants_initial(plan: Plan) -> bool:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ticketlab.cost import masked_flops, training_flops
 from ticketlab.data.batches import Examples, Splits, shuffled_batches
 from ticketlab.errors import FailedRun, Interrupted
+from ticketlab.fusion.paths import effective_density
 from ticketlab.models.compact import rebuild
 from ticketlab.pruning.masks import Mask, remaining
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.tensorboard import LevelEvents, log_level
 from ticketlab.seeds import derive_seed
-from ticketlab.training.loop import Step, evaluate, revived, train_steps
+from ticketlab.training.loop import Adjust, Step, evaluate, revived, train_steps
 from ticketlab.training.optim import learning_rate, make_optimizer
-from ticketlab.training.sparse import make_trainable
+from ticketlab.training.trainable import Trainable, make_trainable
 from ticketlab.workflows.plan import Plan
 
 State = dict[str, Tensor]
@@ -49,8 +51,11 @@ class LevelTask:
     weights: State
     """Values and sizes: a network of another width than the recipe's is trained at its own."""
     start: int
+    stop: int
     final_lr: bool = False
     """Train at the schedule's last learning rate throughout."""
+    optimizer: State | None = None
+    """What the optimizer remembers from the level before; None: it starts empty."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,21 @@ Seen = Progress | Notice | Drawn | Level
 class Watch(Protocol):
     """Who looks on while a level trains, and may end it early."""
 
+    name: str
+    """Of its part of a checkpoint."""
+
     @property
     def is_done(self) -> bool:
         """Whether training may end here."""
 
+    def begin(self, net: Trainable, optimizer: torch.optim.Optimizer) -> None:
+        """See the network as training starts or is taken up."""
+
     def after_step(self, step: int, model: nn.Module, seconds: float, events: LevelEvents) -> Iterator[Notice | Drawn]:
         """Look at the network after a step, so many seconds into the level."""
+
+    def point(self, step: int) -> dict[str, float]:
+        """What to add to a point of the curve."""
 
     def state(self) -> tuple[State, dict[str, Any]]:
         """What a checkpoint has to keep."""
@@ -108,15 +122,20 @@ class Watch(Protocol):
     def restore(self, tensors: State, facts: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
 
-    def finish(self, events: LevelEvents) -> None:
+    def finish(self, step: int, events: LevelEvents) -> None:
         """Write down what was seen; the level is about to be finished."""
+
+    def record(self) -> dict[str, Any]:
+        """What to add to the level's record."""
 
 
 @dataclass
 class Trainer:
     """The changing state of one level: all of it goes into a checkpoint."""
 
-    model: nn.Module
+    whole: nn.Module
+    """The network before layers became sparse; its weights stay those of the start."""
+    net: Trainable
     optimizer: torch.optim.Optimizer
     step: int
     best: State = field(default_factory=dict)
@@ -125,62 +144,82 @@ class Trainer:
     """Of the steps since the last point of the curve."""
     seconds: float = 0.0
 
+    @property
+    def model(self) -> nn.Module:
+        """The network that is trained."""
+        return self.net.model
+
     def best_point(self) -> dict[str, float]:
         """The point of the curve with the smallest validation loss; the first of several."""
         return min(self.curve, key=lambda point: point["val_loss"])
 
 
 def train_level(
-    plan: Plan, store: RunStore, task: LevelTask, settings: Settings, watch: Watch | None = None
+    plan: Plan, store: RunStore, task: LevelTask, settings: Settings, watches: Sequence[Watch] = ()
 ) -> Iterator[Seen]:
-    """Train one ticket from its start to the end of the schedule; take up a checkpoint if there is one.
+    """Train one ticket from its start to its stop; take up a checkpoint if there is one.
 
     Raises Interrupted after saving when asked to stop, FailedRun when the loss is no longer a number.
     """
     splits = plan.splits.to(settings.device)
-    net = make_trainable(rebuild(plan.build(0), task.weights), task.weights, task.mask, settings.device)
-    trainer = Trainer(net.model, make_optimizer(net.model.parameters(), plan.recipe.train), task.start)
+    trainer = _make_trainer(plan, task, settings.device)
+    net = trainer.net
     torch.manual_seed(derive_seed(task.seed, "noise", task.level))
-    _restore(trainer, watch, store.read_checkpoint(task.replicate, task.level))
+    _restore(trainer, watches, store.read_checkpoint(task.replicate, task.level))
     saved_at = time.monotonic()
     with LevelEvents(store.level_dir(task.replicate, task.level), trainer.step) as events:
         if trainer.step == task.start:
             _keep_rewind_point(plan, store, task, trainer)
         began = time.perf_counter()
-        stop = trainer.step if watch and watch.is_done else plan.steps
-        for step in _steps(plan, task, trainer, splits.train, net.mask, stop):
+        stop = trainer.step if _is_done(watches) else task.stop
+        for step in _steps(plan, task, trainer, splits.train, stop):
             trainer.step = step.index
             trainer.losses.append(step.loss)
             _keep_rewind_point(plan, store, task, trainer)
-            if watch:
+            for watch in watches:
                 spent = trainer.seconds + time.perf_counter() - began
                 yield from watch.after_step(step.index, trainer.model, spent, events)
-            is_last = step.index == plan.steps or (watch is not None and watch.is_done)
+            is_last = step.index == task.stop or _is_done(watches)
             if (step.index - task.start) % plan.evaluate_every == 0 or is_last:
-                point = _measure(trainer, splits.validation, net.mask, began)
+                point = _measure(trainer, splits.validation, watches, began)
                 events.point(step.index, point)
-                yield Progress(task.replicate, task.level, task.start, step.index, plan.steps, point["val_accuracy"])
+                yield Progress(task.replicate, task.level, task.start, step.index, task.stop, point["val_accuracy"])
                 began = time.perf_counter()
             stopping = settings.should_stop()
             if stopping or time.monotonic() - saved_at >= settings.checkpoint_seconds:
                 events.flush()
-                _save(trainer, watch, store, task)
+                _save(trainer, watches, store, task)
                 saved_at = time.monotonic()
             if stopping:
                 raise Interrupted(f"stopped in level {task.level} at step {step.index}; the state is saved")
             if is_last:
                 break
-        if watch:
-            watch.finish(events)
+        for watch in watches:
+            watch.finish(trainer.step, events)
         final = net.whole(trainer.model.state_dict())
-        events.weights(final, task.mask, trainer.step)
-    level = _finish(plan, task, trainer, splits)
+        events.weights(final, net.masks(), trainer.step)
+    if task.stop < plan.steps:
+        store.write_optimizer(task.replicate, task.level, net.optimizer_state(trainer.optimizer))
+    level = _finish(plan, task, trainer, watches, splits)
     log_level(store.replicate_dir(task.replicate), level)
     store.write_level(level, net.whole(trainer.best), final)
     yield level
 
 
-def _steps(plan: Plan, task: LevelTask, trainer: Trainer, examples: Examples, mask: Mask, stop: int) -> Iterator[Step]:
+def _make_trainer(plan: Plan, task: LevelTask, device: torch.device) -> Trainer:
+    whole = rebuild(plan.build(0), task.weights)
+    net = make_trainable(whole, task.weights, task.mask, device)
+    optimizer = make_optimizer(net.model.parameters(), plan.recipe.train)
+    if task.optimizer is not None:
+        net.restore_optimizer_(optimizer, task.optimizer)
+    return Trainer(whole, net, optimizer, task.start)
+
+
+def _is_done(watches: Sequence[Watch]) -> bool:
+    return any(watch.is_done for watch in watches)
+
+
+def _steps(plan: Plan, task: LevelTask, trainer: Trainer, examples: Examples, stop: int) -> Iterator[Step]:
     """Optimizer steps from where the trainer stands to `stop`."""
     train = plan.recipe.train
     order = derive_seed(task.seed, "order")
@@ -189,16 +228,18 @@ def _steps(plan: Plan, task: LevelTask, trainer: Trainer, examples: Examples, ma
     def rate(step: int) -> float:
         return learning_rate(train, plan.steps - 1 if task.final_lr else step, plan.steps_per_epoch)
 
-    return train_steps(trainer.model, batches, trainer.optimizer, rate, mask, trainer.step, stop, train.slimming)
+    net = trainer.net
+    adjust = Adjust(train.slimming, net.noise(train.gradient_noise), net.frozen)
+    return train_steps(net.model, batches, trainer.optimizer, rate, net.mask, trainer.step, stop, adjust)
 
 
-def _measure(trainer: Trainer, validation: Examples, mask: Mask, began: float) -> dict[str, float]:
+def _measure(trainer: Trainer, validation: Examples, watches: Sequence[Watch], began: float) -> dict[str, float]:
     """Add a point to the curve and keep the weights if their validation loss is the smallest so far."""
     train_loss = torch.stack(trainer.losses).cpu().double().mean().item()
     trained = time.perf_counter() - began
     if not math.isfinite(train_loss):
         raise FailedRun(f"training diverged before step {trainer.step} (loss {train_loss}); try a lower train.lr")
-    assert not revived(trainer.model, mask), "a removed weight came back to life"
+    assert not revived(trainer.model, trainer.net.mask), "a removed weight came back to life"
     val_loss, val_accuracy = evaluate(trainer.model, validation)
     if not math.isfinite(val_loss):
         raise FailedRun(f"validation loss is {val_loss} at step {trainer.step}; try a lower train.lr")
@@ -210,6 +251,8 @@ def _measure(trainer: Trainer, validation: Examples, mask: Mask, began: float) -
         "lr": trainer.optimizer.param_groups[0]["lr"],
         "step_ms": 1e3 * trained / len(trainer.losses),
     }
+    for watch in watches:
+        point |= watch.point(trainer.step)
     trainer.curve.append(point)
     trainer.losses.clear()
     trainer.seconds += time.perf_counter() - began
@@ -224,20 +267,24 @@ def _keep_rewind_point(plan: Plan, store: RunStore, task: LevelTask, trainer: Tr
         store.write_rewind(task.replicate, trainer.model.state_dict(), plan.rewind)
 
 
-def _finish(plan: Plan, task: LevelTask, trainer: Trainer, splits: Splits) -> Level:
+def _finish(plan: Plan, task: LevelTask, trainer: Trainer, watches: Sequence[Watch], splits: Splits) -> Level:
     """Read the test set at the end and at the early-stop step, once each."""
     began = time.perf_counter()
     early, last = trainer.best_point(), trainer.curve[-1]
     final_loss, final_accuracy = evaluate(trainer.model, splits.test)
     trainer.model.load_state_dict(trainer.best)
     test_loss, test_accuracy = evaluate(trainer.model, splits.test)
+    mask, total, shape = trainer.net.masks(), sum(plan.sizes.values()), plan.data.dataset.input_shape
+    examples = (trainer.step - task.start) * plan.recipe.train.batch_size
+    executed, left = masked_flops(training_flops(trainer.whole, shape), mask, trainer.net.sparse)
+    extra = {name: value for watch in watches for name, value in watch.record().items()}
     return Level(
         replicate=task.replicate,
         seed=task.seed,
         level=task.level,
-        density=remaining(task.mask) / sum(plan.sizes.values()),
-        remaining=remaining(task.mask),
-        total=sum(plan.sizes.values()),
+        density=remaining(mask) / total,
+        remaining=remaining(mask),
+        total=total,
         val_accuracy=early["val_accuracy"],
         val_loss=early["val_loss"],
         test_accuracy=test_accuracy,
@@ -249,12 +296,16 @@ def _finish(plan: Plan, task: LevelTask, trainer: Trainer, splits: Splits) -> Le
         steps=trainer.step - task.start,
         seconds=trainer.seconds + time.perf_counter() - began,
         step_ms=statistics.median(point["step_ms"] for point in trainer.curve),
-        layers={name: int(kept.sum()) / plan.sizes[name] for name, kept in task.mask.items()},
+        layers={name: int(mask[name].sum()) / plan.sizes[name] for name in task.mask},
         curve=tuple(trainer.curve),
+        effective_density=effective_density(trainer.whole, shape, mask),
+        flops=executed * examples,
+        remaining_flops=left * examples,
+        **extra,
     )
 
 
-def _save(trainer: Trainer, watch: Watch | None, store: RunStore, task: LevelTask) -> None:
+def _save(trainer: Trainer, watches: Sequence[Watch], store: RunStore, task: LevelTask) -> None:
     """Everything that the next step depends on, and what the level will report."""
     tensors = {f"model/{name}": value for name, value in trainer.model.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in trainer.best.items()}
@@ -266,17 +317,24 @@ def _save(trainer: Trainer, watch: Watch | None, store: RunStore, task: LevelTas
     if trainer.losses:
         tensors["losses"] = torch.stack(trainer.losses)
     facts = {"step": trainer.step, "curve": trainer.curve, "seconds": trainer.seconds}
-    if watch:
-        seen, facts["watch"] = watch.state()
-        tensors |= {f"watch/{name}": value for name, value in seen.items()}
+    for watch in watches:
+        seen, facts[f"watch/{watch.name}"] = watch.state()
+        tensors |= {f"watch/{watch.name}/{name}": value for name, value in seen.items()}
     store.write_checkpoint(task.replicate, task.level, tensors, facts)
 
 
-def _restore(trainer: Trainer, watch: Watch | None, checkpoint: tuple[State, dict[str, Any]] | None) -> None:
-    """Put a checkpoint's state in place."""
-    if checkpoint is None:
-        return
-    tensors, facts = checkpoint
+def _restore(trainer: Trainer, watches: Sequence[Watch], checkpoint: tuple[State, dict[str, Any]] | None) -> None:
+    """Put a checkpoint's state in place, and let the watches begin."""
+    tensors, facts = checkpoint or ({}, {})
+    if checkpoint is not None:
+        _restore_trainer(trainer, tensors, facts)
+    for watch in watches:
+        watch.begin(trainer.net, trainer.optimizer)
+        if checkpoint is not None:
+            watch.restore(_under(f"watch/{watch.name}/", tensors), facts[f"watch/{watch.name}"])
+
+
+def _restore_trainer(trainer: Trainer, tensors: State, facts: dict[str, Any]) -> None:
     device = next(trainer.model.parameters()).device
     trainer.model.load_state_dict(_under("model/", tensors))
     trainer.best = {name: value.to(device) for name, value in _under("best/", tensors).items()}
@@ -291,8 +349,6 @@ def _restore(trainer: Trainer, watch: Watch | None, checkpoint: tuple[State, dic
         torch.cuda.set_rng_state(tensors["random/cuda"])
     trainer.losses = list(tensors["losses"].to(device)) if "losses" in tensors else []
     trainer.step, trainer.curve, trainer.seconds = facts["step"], facts["curve"], facts["seconds"]
-    if watch:
-        watch.restore(_under("watch/", tensors), facts["watch"])
 
 
 def _under(prefix: str, tensors: State) -> State:
