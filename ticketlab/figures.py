@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ticketlab.comparison import Comparison, Point
 from ticketlab.fusion_findings import Rows, levels, method_name, points
 from ticketlab.pruning.early_bird import window_distance
 
@@ -211,3 +213,41 @@ def _flips_panel(axes: Axes, sizes: NDArray[np.float64], flips: NDArray[np.float
     axes.set_ylim(bottom=0)
     axes.set_xlim(0, 100)
     axes.grid(alpha=0.25)
+
+
+STYLES = [(colour, marker) for marker in ("o", "s", "^") for colour in COLOURS]
+
+
+def methods_side_by_side(comparisons: Sequence[Comparison]) -> Figure:
+    """Accuracy against density, operations and seconds; one row for each data set and model, one line per method."""
+    figure = Figure(figsize=(15, 4.4 * len(comparisons)), layout="constrained")
+    axes = figure.subplots(len(comparisons), 3, squeeze=False, sharey="row")
+    for row, comparison in zip(axes, comparisons, strict=True):
+        for (colour, marker), method in zip(itertools.cycle(STYLES), comparison.methods(), strict=False):
+            points = [p for density in comparison.densities() if (p := comparison.at(method, density))]
+            for panel, places in zip(row, _places(points), strict=True):
+                _with_intervals(panel, places, points, colour, marker, method)
+        row[0].set_ylabel("test accuracy %, mean and 95 % interval")
+        row[0].invert_xaxis()
+        row[0].set_title(comparison.data, fontsize=10)
+        row[2].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        for panel, label in zip(row, ("density %", "operations of all training, search included",
+                                      "seconds of all training, search included"), strict=True):  # fmt: skip
+            panel.set_xlabel(label)
+            panel.set_xscale("log")
+            panel.grid(alpha=0.25)
+    return figure
+
+
+def _places(points: Sequence[Point]) -> list[list[float | None]]:
+    """Where the points stand in each panel."""
+    return [[100 * p.density for p in points], [p.flops for p in points], [p.seconds for p in points]]
+
+
+def _with_intervals(
+    axes: Axes, places: Sequence[float | None], points: Sequence[Point], colour: str, marker: str, label: str
+) -> None:
+    known = [(x, p.test_accuracy) for x, p in zip(places, points, strict=True) if x is not None]
+    halves = [100 * (e.high - e.mean) if e.high is not None else 0.0 for _, e in known]
+    axes.errorbar([x for x, _ in known], [100 * e.mean for _, e in known], yerr=halves, color=colour, marker=marker,
+                  markersize=4, linewidth=1.2, capsize=2, label=label)  # fmt: skip

@@ -31,6 +31,8 @@ class Row:
 
     level: int
     density: float
+    effective_density: float | None
+    """Mean density of the weights on paths from input to output; None where one is unknown."""
     test_accuracy: Estimate
     minus_dense: Estimate | None
     """Test accuracy minus that of level 0 of the same replicate; None where level 0 ended early."""
@@ -66,6 +68,7 @@ def summarise(levels: Sequence[Level]) -> list[Row]:
             Row(
                 level=index,
                 density=same[0].density,
+                effective_density=_mean([level.effective_density for level in same]),
                 test_accuracy=estimate(accuracies),
                 minus_dense=_minus(same, dense),
                 final_test_accuracy=estimate([level.final_test_accuracy for level in same]),
@@ -77,6 +80,11 @@ def summarise(levels: Sequence[Level]) -> list[Row]:
             )
         )
     return rows
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
 def _end(level: Level) -> float:

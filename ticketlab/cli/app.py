@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ticketlab.cli import render
+from ticketlab.errors import TicketlabError
 
 if TYPE_CHECKING:
     from ticketlab.data.files import Places
@@ -169,6 +170,26 @@ def fuse(
         given = fusing.elsewhere(weights, model, name, mean, std, run or [], level)
         source = fusing.source(given, run or [], level, replicate, machine, overrides or (), quiet)
         render.fusion(fusing.follow(fuse_run(source, request, machine, should_stop), quiet), json)
+
+
+@app.command()
+def report(
+    run: Annotated[list[str] | None, typer.Argument(metavar="RUN…", help="Names, paths or prefixes of runs.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Several runs, method beside method.")] = False,
+    against: Annotated[
+        str | None, typer.Option(help="Method or run that the others are compared with [default: magnitude].")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for CSV and figure [default: RUNS/comparison].")] = None,
+    runs: RunsRoot = Path("runs"),
+    json: Json = False,
+) -> None:
+    """Put runs side by side: accuracy against density, training operations and seconds, with verdicts."""
+    with render.one_line_errors():
+        if not compare:
+            raise TicketlabError("say --compare and name two runs or more; one run is shown by: ticketlab runs show")
+        from ticketlab.workflows.report import compare_runs
+
+        render.compared(compare_runs(runs, run or [], against, out or runs / "comparison"), json)
 
 
 @recipes_app.command("ls")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from ticketlab.comparison import Point
     from ticketlab.data.sources import Located
     from ticketlab.draws import Cost
     from ticketlab.report import Estimate, Row
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
     from ticketlab.workflows.doctor import Finding
     from ticketlab.workflows.fuse import Fusion
     from ticketlab.workflows.plan import Plan
+    from ticketlab.workflows.report import Compared
     from ticketlab.workflows.study import Study
 
 LEVEL_COLUMNS = (
-    "level", "density\n%", "sparsity\n%", "test\naccuracy %", "n", "minus\ndense %", "at\nend %", "early\nstop",
-    "ms per\nstep",
+    "level", "density\n%", "effective\n%", "sparsity\n%", "test\naccuracy %", "n", "minus\ndense %", "at\nend %",
+    "early\nstop", "ms per\nstep",
 )  # fmt: skip
 
 DRAW_COLUMNS = (
@@ -130,7 +132,8 @@ def _level_table(store: RunStore, levels: Sequence[Level]) -> None:
     rows = summarise(levels)
     for row in rows:
         # an early-bird search ends with its last draw
-        ended_early = not row.level and len(rows) > 1 and rows[1].minus_dense is None
+        searched = manifest["method"] == "early_bird" and len(rows) > 1 and rows[1].minus_dense is None
+        ended_early = not row.level and searched
         table.add_row(*_cells(row, "0 (search)" if ended_early else str(row.level)))
     _print(table)
 
@@ -139,6 +142,7 @@ def _cells(row: Row, level: str) -> list[str]:
     return [
         level,
         f"{100 * row.density:.2f}",
+        "?" if row.effective_density is None else f"{100 * row.effective_density:.2f}",
         f"{100 * (1 - row.density):.2f}",
         _with_interval(row.test_accuracy, ".2f"),
         str(row.test_accuracy.n),
@@ -302,6 +306,48 @@ def study(done: Study, json: bool) -> None:
         verdicts.add_row(*(finding[key] for key in ("hypothesis", "claim", "measured", "verdict")))
     _print(verdicts)
     note(f"{record['cells']} networks: {done.store.path}/cells.csv, figures beside it")
+
+
+def compared(done: Compared, json: bool) -> None:
+    """Methods side by side: accuracies, costs, verdicts."""
+    from ticketlab.comparison import as_dict, verdicts
+
+    if json:
+        result({"comparisons": [as_dict(one) for one in done.comparisons], "files": [str(path) for path in done.files]})
+        return
+    for one in done.comparisons:
+        columns = ["method", *(f"{100 * density:.3g} %" for density in one.densities())]
+        table = _table(f"{one.data}: test accuracy % ± 95 % t interval, by density", columns)
+        for method in one.methods():
+            found = [one.at(method, density) for density in one.densities()]
+            table.add_row(method, *(_accuracy_cell(point) for point in found))
+        _print(table)
+        note(f"▲ ahead of, ▼ behind '{one.baseline}' by more than the interval of the paired difference; (n) seeds")
+        costs = _table(
+            "all training, search included: 10⁹ operations executed / seconds / effective density %", columns
+        )
+        for method in one.methods():
+            found = [one.at(method, density) for density in one.densities()]
+            costs.add_row(method, *(_cost_cell(point) for point in found))
+        _print(costs)
+        for sentence in verdicts(one):
+            result(sentence)
+    note("files: " + ", ".join(str(path) for path in done.files))
+
+
+def _accuracy_cell(point: Point | None) -> str:
+    if point is None:
+        return ""
+    mark = {"ahead": " ▲", "behind": " ▼"}.get(point.verdict, "")
+    return f"{_with_interval(point.test_accuracy, '.2f')} ({point.test_accuracy.n}){mark}"
+
+
+def _cost_cell(point: Point | None) -> str:
+    if point is None:
+        return ""
+    flops = "?" if point.flops is None else f"{point.flops / 1e9:,.0f}"
+    effective = "?" if point.effective_density is None else f"{100 * point.effective_density:.3g}"
+    return f"{flops} / {point.seconds:.1f} / {effective}"
 
 
 def recipes(paths: Sequence[Path], root: Path, json: bool) -> None:

@@ -18,21 +18,25 @@ from ticketlab.pruning.masks import Mask, remaining
 Reach = Callable[[Mask], Mask]
 """Mask → the positions that have a live way in and out through it, whether they are kept or not."""
 
+Quotas = Sequence[tuple[Pool, int]]
+"""Pools and the weights that each keeps."""
+
 
 def prune_live(
     saliency: Mapping[str, Tensor], before: Mask, pools: Sequence[Pool], keeps: Sequence[int], reach: Reach
 ) -> Mask:
     """The next level's mask, of live weights only as far as there are enough of them; counts are exact.
 
-    Starts from the live part of the usual mask and adds, half of what is missing at a time, the most salient weights
-    that lie on a path through what is chosen. A layer that would be empty keeps its best weight all the same.
+    Where the usual mask has dead weights, the least salient of all live weights go, half of the surplus at a time, and
+    with them whatever their going leaves dead. What then is missing is filled up with the most salient weights that
+    lie on a path through those that stayed. A layer that would be empty keeps its best weight all the same.
     """
-    chosen = prune(saliency, before, pools, keeps)
-    live = _live(chosen, reach)
-    if remaining(live) == remaining(chosen):
-        return chosen
+    usual = prune(saliency, before, pools, keeps)
+    if remaining(_live(usual, reach)) == remaining(usual):
+        return usual
     place = {name: order for pool in pools for name, order in _order(saliency, before, pool).items()}
     quotas = list(zip(pools, keeps, strict=True))
+    live = _thinned(_live(before, reach), place, quotas, reach)
     # a seed in an empty layer may end up beside the paths that grow from the others: drop it and fill up once more
     for _ in range(len(before)):
         chosen = _grown(_seeded(live, before, place), before, place, quotas, reach)
@@ -40,9 +44,42 @@ def prune_live(
         if remaining(live) == remaining(chosen) or not all(kept.any() for kept in live.values()):
             break
     for pool, keep in quotas:
-        missing = keep - sum(int(chosen[name].sum()) for name in pool.layers)
+        missing = keep - _count(chosen, pool)
         _add_best_(chosen, place, {name: before[name] & ~chosen[name] for name in pool.layers}, missing)
     return chosen
+
+
+def _thinned(live: Mask, place: Mapping[str, Tensor], quotas: Quotas, reach: Reach) -> Mask:
+    """A live part of a live mask within the quotas; empty where there is none."""
+    share = 0.5
+    while any(_count(live, pool) > keep for pool, keep in quotas):
+        fewer, most = {name: kept.clone() for name, kept in live.items()}, 0
+        for pool, keep in quotas:
+            count = math.ceil(share * max(0, _count(live, pool) - keep))
+            _remove_lowest_(fewer, place, pool, count)
+            most = max(most, count)
+        fewer = _live(fewer, reach)
+        if remaining(fewer):
+            live = fewer
+        elif most > 1:
+            share /= 2
+        else:
+            return fewer
+    return live
+
+
+def _remove_lowest_(mask: Mask, place: Mapping[str, Tensor], pool: Pool, count: int) -> None:
+    """Remove the least salient weights of a pool, but of no layer its best one."""
+    best = {name: torch.where(mask[name], place[name], -1).max() for name in pool.layers}
+    ranked = torch.cat([place[name][mask[name] & (place[name] < best[name])] for name in pool.layers])
+    if count := min(count, len(ranked)):
+        limit = ranked.kthvalue(count).values
+        for name in pool.layers:
+            mask[name] &= (place[name] > limit) | (place[name] >= best[name])
+
+
+def _count(mask: Mask, pool: Pool) -> int:
+    return sum(int(mask[name].sum()) for name in pool.layers)
 
 
 def _live(mask: Mask, reach: Reach) -> Mask:
@@ -58,9 +95,7 @@ def _seeded(live: Mask, before: Mask, place: Mapping[str, Tensor]) -> Mask:
     return chosen
 
 
-def _grown(
-    chosen: Mask, before: Mask, place: Mapping[str, Tensor], quotas: Sequence[tuple[Pool, int]], reach: Reach
-) -> Mask:
+def _grown(chosen: Mask, before: Mask, place: Mapping[str, Tensor], quotas: Quotas, reach: Reach) -> Mask:
     """Add the most salient weights on paths through what is chosen until every quota is filled or nothing more is."""
     grew = True
     while grew:
@@ -68,7 +103,7 @@ def _grown(
         reached = reach(chosen)
         for pool, keep in quotas:
             open_to = {name: before[name] & ~chosen[name] & reached[name] for name in pool.layers}
-            missing = keep - sum(int(chosen[name].sum()) for name in pool.layers)
+            missing = keep - _count(chosen, pool)
             grew |= _add_best_(chosen, place, open_to, math.ceil(missing / 2))
     return chosen
 

@@ -336,6 +336,17 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
     raise RunError(f"no run '{name}' in {root}" + (did_you_mean(name, known) if known else ""))
 
 
+def find_runs(root: Path, name: str, kind: str) -> list[RunStore]:
+    """All runs of a kind that a path, a name or a prefix fits; raises RunError that suggests the nearest name."""
+    if (Path(name) / "manifest.json").is_file():
+        return [RunStore(Path(name))]
+    known = [run for run in list_runs(root) if _is_kind(run, kind)]
+    matching = [run for run in known if run.name == name] or [run for run in known if run.name.startswith(name)]
+    if not matching:
+        raise RunError(f"no run '{name}' in {root}" + (did_you_mean(name, [r.name for r in known]) if known else ""))
+    return matching
+
+
 def _is_kind(run: RunStore, kind: str) -> bool:
     """Whether a run is of a kind; a damaged one is of none, and hides no other."""
     try:

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import nn
 
 from ticketlab.data.batches import Splits, split, steps_per_epoch
@@ -129,7 +130,7 @@ def check_recipe(file: RecipeFile) -> None:
     problems += _check(
         ("pruning", "criterion"), lambda: criteria.find(recipe.pruning.criterion), recipe.pruning.options
     )
-    problems += _check_needs(recipe.pruning.criterion)
+    problems += _check_needs(recipe.pruning.criterion) or _check_values(recipe)
     problems += _check(("model", "name"), lambda: find_builder(recipe.model, file.path.parent), recipe.model.options)
     for key, data in (("name", recipe.data.name), ("offline", recipe.data.offline)):
         if data is not None:
@@ -147,6 +148,20 @@ def _check_needs(criterion: str) -> list[Problem]:
         (("pruning", "criterion"), f"'{criterion}' needs '{name}', which no run records{did_you_mean(name, recorded)}")
         for name in unknown
     ]
+
+
+def _check_values(recipe: Recipe) -> list[Problem]:
+    """Options that a built-in criterion refuses, tried on two weights."""
+    name, options = recipe.pruning.criterion, recipe.pruning.options
+    if name not in criteria or not criteria.find(name).__module__.startswith("ticketlab.pruning"):
+        return []
+    some = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    evidence = Evidence(some, torch.Generator(), 0.5, some, some, some)
+    try:
+        criteria.find(name)(some, evidence, **options)
+    except (PruningError, TypeError, RuntimeError) as error:
+        return [] if check_options(criteria.find(name), options) else [(("pruning", "options"), str(error))]
+    return []
 
 
 def _check(key: tuple[str, str], find: Callable[[], Callable[..., Any]], options: Mapping[str, Any]) -> list[Problem]:
