@@ -5,6 +5,8 @@ Operations and seconds are of all training that a network took, the search for i
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -34,6 +36,8 @@ class Network:
     """Data set and model."""
     settings: dict[str, Any]
     """Fields of the recipe that say which method it is."""
+    changed: int
+    """Number of fields that are not at their defaults."""
     density: float
     seed: int
     test_accuracy: float
@@ -81,6 +85,10 @@ class Comparison:
     data: str
     baseline: str
     points: list[Point]
+    common: dict[str, Any]
+    """What holds where a method's name does not say otherwise, of the settings that are not the same everywhere."""
+    is_named: bool
+    """Whether the baseline is the one that was asked for."""
 
     def methods(self) -> list[str]:
         """Names of the methods, the baseline first."""
@@ -104,17 +112,14 @@ def compare(stores: Sequence[RunStore], against: str | None = None) -> list[Comp
     networks = [network for store in stores for network in run_networks(store)]
     if not networks:
         raise RunError("none of these runs has finished a network that could be compared")
-    names = method_names([network.settings for network in networks])
-    named = list(zip(names, networks, strict=True))
-    if against is not None and against not in names:
-        of_run = [name for name, network in named if network.run == against or network.run.startswith(against)]
-        if not of_run:
-            raise RunError(f"no method or run '{against}' among these{did_you_mean(against, names)}")
-        against = of_run[0]
-    return [
-        _comparison(data, [(name, network) for name, network in named if network.data == data], against)
+    found = [
+        _comparison(data, [network for network in networks if network.data == data], against)
         for data in dict.fromkeys(network.data for network in networks)
     ]
+    known = {name for one in found for name in one.methods()}
+    if against is not None and not any(one.is_named for one in found):
+        raise RunError(f"no method or run '{against}' among these{did_you_mean(against, known)}")
+    return found
 
 
 # --- networks of a run
@@ -128,11 +133,20 @@ def run_networks(store: RunStore) -> list[Network]:
     recipe = read_recipe(store.path / "recipe.yaml").recipe
     manifest = store.read_manifest()
     data = f"{manifest['data']}{' (STAND-IN)' if manifest.get('stand_in_for') else ''}, {recipe.model.name}"
-    settings = _settings(recipe)
+    settings = _flat(recipe.model_dump(mode="json"))
+    changed = len(_flat(recipe.model_dump(mode="json", exclude_defaults=True)))
     costs = _costs(store, recipe)
     return [
         Network(
-            store.name, data, settings, level.density, level.seed, level.test_accuracy, level.effective_density, *cost
+            store.name,
+            data,
+            settings,
+            changed,
+            level.density,
+            level.seed,
+            level.test_accuracy,
+            level.effective_density,
+            *cost,
         )
         for level, cost in costs
     ]
@@ -171,56 +185,66 @@ def _sum(values: Iterable[float | None]) -> float | None:
 # --- names of methods
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """Dotted fields that differ from the defaults and make the method; the usual ones are always among them."""
-    flat: dict[str, Any] = {}
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted fields of a recipe that make the method."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return {name: value for name, value in found.items() if name not in NO_METHOD}
 
-    def add(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                add(f"{prefix}.{key}" if prefix else key, inner)
-        else:
-            flat[prefix] = value
 
-    add("", recipe.model_dump(mode="json", exclude_defaults=True))
-    flat = {"method": recipe.method, "pruning.criterion": recipe.pruning.criterion, **flat}
-    return {name: value for name, value in flat.items() if name not in NO_METHOD}
+def common_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each field that is not the same everywhere, the most frequent value."""
+    fields = dict.fromkeys(name for one in settings for name in one)
+    values = {name: Counter(json.dumps(one.get(name)) for one in settings) for name in fields}
+    return {name: json.loads(found.most_common(1)[0][0]) for name, found in values.items() if len(found) > 1}
 
 
 def method_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each: method and criterion, and whatever else is not the same everywhere."""
-    fields = list(dict.fromkeys(name for one in settings for name in one))
-    first = settings[0]
-    differing = [name for name in fields if any(one.get(name) != first.get(name) for one in settings)]
-    usual = ("method", "pruning.criterion")
-    names = []
-    for one in settings:
-        parts = [str(one["method"]), str(one["pruning.criterion"])]
-        parts += [f"{name.rpartition('.')[2]}={one[name]}" for name in differing if name in one and name not in usual]
-        names.append(" ".join(parts))
-    return names
+    """A name for each: method, criterion, and what differs from the common settings."""
+    common = common_settings(settings)
+    return [" ".join([one["method"], one["pruning.criterion"], *_unusual(one, common)]) for one in settings]
+
+
+def _unusual(one: Mapping[str, Any], common: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name.rpartition('.')[2]}={_short(one[name])}"
+        for name, usual in common.items()
+        if name not in ("method", "pruning.criterion") and name in one and one[name] != usual
+    ]
+
+
+def _short(value: Any) -> str:
+    return "none" if value is None else "yes" if value is True else "no" if value is False else str(value)
 
 
 # --- points
 
 
-def _comparison(data: str, named: Sequence[tuple[str, Network]], against: str | None) -> Comparison:
-    densities = _grouped([network.density for _, network in named])
+def _comparison(data: str, networks: Sequence[Network], against: str | None) -> Comparison:
+    settings = [network.settings for network in networks]
+    named = list(zip(method_names(settings), networks, strict=True))
+    names = list(dict.fromkeys(name for name, _ in named))
+    densities = _grouped(network.density for network in networks)
     cells: dict[tuple[str, float], dict[int, Network]] = {}
     for name, network in named:
         cells.setdefault((name, densities[network.density]), {})[network.seed] = network
-    names = list(dict.fromkeys(name for name, _ in named))
-    baseline = against if against in names else _usual_baseline(named)
+    asked = [name for name, n in named if against is not None and (name == against or n.run.startswith(against))]
+    baseline = asked[0] if asked else _usual_baseline(named)
     points = [
         _point(data, name, density, cell, cells.get((baseline, density))) for (name, density), cell in cells.items()
     ]
-    return Comparison(data, baseline, sorted(points, key=lambda point: (names.index(point.method), -point.density)))
+    points.sort(key=lambda point: (names.index(point.method), -point.density))
+    return Comparison(data, baseline, points, common_settings(settings), bool(asked))
 
 
 def _usual_baseline(named: Sequence[tuple[str, Network]]) -> str:
     """Plain magnitude with the fewest settings, else the first."""
-    plain = [(len(n.settings), index, name) for index, (name, n) in enumerate(named)
-             if n.settings["pruning.criterion"] == "magnitude"]  # fmt: skip
+    plain = [
+        (network.changed, index, name)
+        for index, (name, network) in enumerate(named)
+        if network.settings["pruning.criterion"] == "magnitude"
+    ]
     return min(plain)[2] if plain else named[0][0]
 
 
@@ -290,6 +314,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
     return {
         "data": comparison.data,
         "baseline": comparison.baseline,
+        "common": comparison.common,
         "points": points,
         "verdicts": verdicts(comparison),
     }

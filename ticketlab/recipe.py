@@ -129,9 +129,11 @@ class ScheduleSection(Section):
     """method: sign_flip or gradual. When a network in training is pruned: `pruning.levels` times, one level each."""
 
     first: Time | None = None
-    """Time of the first pruning; left out, the training divided by levels + 1."""
+    """Time of the first pruning; left out, an interval after the start of training."""
     every: Time | None = None
-    """Time between prunings; left out, what is left after the first divided by the levels."""
+    """Time between prunings; left out, they are spread evenly until `until`."""
+    until: Time | None = None
+    """Time of the last pruning; left out, an interval before the end of training."""
     shape: Literal["constant", "cubic"] = "constant"
     """constant: the rate of what remains goes each time (FlipOut's halvings); cubic: as many in all, most of them
     early (Zhu & Gupta 2017, equation 1)."""

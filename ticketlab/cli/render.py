@@ -322,6 +322,7 @@ def compared(done: Compared, json: bool) -> None:
             found = [one.at(method, density) for density in one.densities()]
             table.add_row(method, *(_accuracy_cell(point) for point in found))
         _print(table)
+        note("unless a name says otherwise: " + ", ".join(f"{name} {value}" for name, value in one.common.items()))
         note(f"▲ ahead of, ▼ behind '{one.baseline}' by more than the interval of the paired difference; (n) seeds")
         costs = _table(
             "all training, search included: 10⁹ operations executed / seconds / effective density %", columns

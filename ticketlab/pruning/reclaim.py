@@ -27,16 +27,26 @@ def prune_live(
 ) -> Mask:
     """The next level's mask, of live weights only as far as there are enough of them; counts are exact.
 
-    Where the usual mask has dead weights, the least salient of all live weights go, half of the surplus at a time, and
-    with them whatever their going leaves dead. What then is missing is filled up with the most salient weights that
-    lie on a path through those that stayed. A layer that would be empty keeps its best weight all the same.
+    Where the usual mask has dead weights, they are dropped, and the most salient weights that lie on a path through the
+    others take their places, half of what is missing at a time. Where that cannot fill the budget, because new units
+    would be needed, the start is instead what is left of all live weights after the least salient ones have gone, with
+    what their going leaves dead. A layer that would be empty keeps its best weight all the same.
     """
     usual = prune(saliency, before, pools, keeps)
-    if remaining(_live(usual, reach)) == remaining(usual):
+    live = _live(usual, reach)
+    if remaining(live) == remaining(usual):
         return usual
     place = {name: order for pool in pools for name, order in _order(saliency, before, pool).items()}
     quotas = list(zip(pools, keeps, strict=True))
-    live = _thinned(_live(before, reach), place, quotas, reach)
+    chosen = _filled(live, before, place, quotas, reach)
+    if remaining(_live(chosen, reach)) < remaining(usual):
+        other = _filled(_thinned(_live(before, reach), place, quotas, reach), before, place, quotas, reach)
+        chosen = max(chosen, other, key=lambda mask: remaining(_live(mask, reach)))
+    return chosen
+
+
+def _filled(live: Mask, before: Mask, place: Mapping[str, Tensor], quotas: Quotas, reach: Reach) -> Mask:
+    """A live mask with exact counts: of live weights as far as single ones can be added to it, else of any."""
     # a seed in an empty layer may end up beside the paths that grow from the others: drop it and fill up once more
     for _ in range(len(before)):
         chosen = _grown(_seeded(live, before, place), before, place, quotas, reach)

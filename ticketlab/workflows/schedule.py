@@ -28,26 +28,38 @@ class Schedule:
 
 
 def make_schedule(recipe: Recipe, per_epoch: int) -> Schedule:
-    """The prunings of a recipe: FlipOut's, evenly spaced from `first` on, where the recipe says nothing else."""
+    """The prunings of a recipe; evenly spaced, as FlipOut's, with as long before the first and after the last one
+    where the recipe says nothing else."""
     section, stop, levels = recipe.schedule, recipe.train.steps.steps(per_epoch), recipe.pruning.levels
-    every = section.every.steps(per_epoch) if section.every else None
-    first = section.first.steps(per_epoch) if section.first else (every or stop // (levels + 1))
-    every = every or (stop - first) // levels
+    first, every, until = (
+        time.steps(per_epoch) if time is not None else None for time in (section.first, section.every, section.until)
+    )
+    # intervals that the prunings divide: one more before the first where it is free, one more after the last likewise
+    if every is None:
+        span = (stop if until is None else until) - (first or 0)
+        intervals = levels - 1 + (first is None) + (until is None)
+        every = span // intervals if intervals else stop - (first or 0)
+    first = every if first is None else first
     return Schedule(tuple(first + every * index for index in range(levels)), every, recipe.sign_flips.at_once)
 
 
 def check_schedule(recipe: Recipe, per_epoch: int) -> list[Problem]:
     """Times that do not fit together, once the length of an epoch is known."""
     stop = recipe.train.steps.steps(per_epoch)
-    for name, time in (("first", recipe.schedule.first), ("every", recipe.schedule.every)):
+    section = recipe.schedule
+    for name, time in (("first", section.first), ("every", section.every), ("until", section.until)):
         if time is not None and time.steps(per_epoch) < 1:
             return [(("schedule", name), "must be at least 1it")]
+    if section.every and section.until:
+        return [(("schedule", "until"), "say every or until, not both")]
+    if section.until and section.until.steps(per_epoch) >= stop:
+        return [(("schedule", "until"), f"must come before the end of training at step {stop}")]
     made = make_schedule(recipe, per_epoch)
     last = made.starts[-1]
     if made.every < 1 or made.starts[0] < 1:
         return [(("pruning", "levels"), f"{recipe.pruning.levels} prunings do not fit into {stop} steps")]
     if made.completed(recipe.pruning.levels) >= stop:
-        key = "every" if recipe.schedule.every else "first"
+        key = next((name for name in ("every", "until", "first") if getattr(section, name)), "first")
         what = f"the last of {recipe.pruning.levels} prunings, at step {last}"
         return [(("schedule", key), f"{what}, leaves no time before the end of training at step {stop}")]
     return []
