@@ -53,12 +53,7 @@ def tasks(what: str) -> list[tuple[str, list[str]]]:
         return [(lenet, [*rest, *fresh, f"pruning.levels={n}"]) for n in (10, 9) for rest in wanted.values()]
     if what == "conv":
         small = "recipes/flipout_conv4_cifar10_small.yaml"
-        return [
-            (small, [*rest, f"pruning.levels={n}"])
-            for n in (8, 6)
-            for name, rest in MAIN.items()
-            if "without" not in name
-        ]
+        return [(small, rest) for name, rest in MAIN.items() if "without" not in name]
     densities = (10, 8, 6, 4, 2)
     mnist = [(lenet, [*SHORT, *rest, f"pruning.levels={n}"]) for n in densities for rest in {**MAIN, **MORE}.values()]
     fashion = ["data={name: fashion_mnist}"]

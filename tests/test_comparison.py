@@ -1,0 +1,150 @@
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+
+from ticketlab.comparison import common_settings, compare, method_names, run_networks, table_rows, verdicts
+from ticketlab.errors import RunError
+from ticketlab.figures import encode, methods_side_by_side
+from ticketlab.recipe_file import parse_recipe, recipe_yaml
+from ticketlab.runs.store import Level, RunStore
+
+BASE = {"model": {"name": "lenet_300_100"}, "data": {"name": "mnist"}, "train": {"steps": "10it"}}
+
+
+def level(replicate, index, accuracy, density=None, **changes):
+    made = Level(
+        replicate=replicate, seed=replicate + 6, level=index, density=0.5**index if density is None else density,
+        remaining=50, total=100, val_accuracy=0.9, val_loss=0.3, test_accuracy=accuracy, test_loss=0.4,
+        early_stop_step=5, final_val_accuracy=0.9, final_test_accuracy=0.9, final_test_loss=0.4, steps=10, seconds=2.0,
+        step_ms=1.0, layers={"fc1.weight": 0.5}, curve=({"step": 10.0},), effective_density=0.25, flops=100.0,
+        remaining_flops=50.0,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A run directory from a recipe's overrides and levels."""
+
+    def made(name, levels, *overrides, data="mnist"):
+        store = RunStore(tmp_path / name)
+        store.write_manifest({"data": data, "method": "imp", "state": "finished"})
+        store.write_recipe(recipe_yaml(parse_recipe(tmp_path / "r.yaml", deepcopy(BASE), overrides, "r").recipe))
+        for one in levels:
+            store.write_level(one, {}, {})
+        return store
+
+    return made
+
+
+def test_a_level_of_iterative_pruning_costs_all_levels_before_it(make):
+    store = make("imp", [level(1, n, 0.9 - n / 100) for n in range(4)])
+    networks = run_networks(store)
+    assert [(n.density, n.flops, n.remaining_flops, n.seconds) for n in networks] == [
+        (1.0, 100.0, 50.0, 2.0), (0.5, 200.0, 100.0, 4.0), (0.25, 300.0, 150.0, 6.0), (0.125, 400.0, 200.0, 8.0)
+    ]  # fmt: skip
+    assert {n.seed for n in networks} == {7}
+
+
+def test_a_level_of_one_shot_pruning_costs_the_dense_network_and_itself(make):
+    store = make("oneshot", [level(1, n, 0.9) for n in range(4)], "method=oneshot")
+    assert [n.flops for n in run_networks(store)] == [100.0, 200.0, 200.0, 200.0]
+
+
+def test_of_a_network_pruned_in_training_the_last_level_counts_with_the_cost_of_all(make):
+    store = make("gradual", [level(1, n, 0.9) for n in range(4)], "method=gradual", "pruning.levels=3")
+    assert [(n.density, n.flops, n.seconds) for n in run_networks(store)] == [(0.125, 400.0, 8.0)]
+    unfinished = make("half", [level(1, n, 0.9) for n in range(3)], "method=gradual", "pruning.levels=3")
+    assert run_networks(unfinished) == []
+
+
+def test_records_from_before_operations_were_counted_have_none(make):
+    store = make("old", [level(1, 0, 0.9, flops=None, effective_density=None), level(1, 1, 0.9)])
+    assert [(n.flops, n.effective_density) for n in run_networks(store)] == [(None, None), (None, 0.25)]
+
+
+def test_a_method_s_name_says_what_is_not_common():
+    settings = [
+        {"method": "gradual", "pruning.criterion": "magnitude", "train.gradient_noise": 0.0, "train.lr": 0.1},
+        {"method": "sign_flip", "pruning.criterion": "flipout", "train.gradient_noise": 1.0, "train.lr": 0.1},
+        {"method": "sign_flip", "pruning.criterion": "flipout", "train.gradient_noise": 1.0, "train.lr": 0.1,
+         "pruning.options.p": 1.0},
+    ]  # fmt: skip
+    assert method_names(settings) == [
+        "gradual magnitude gradient_noise=0.0",
+        "sign_flip flipout",
+        "sign_flip flipout p=1.0",
+    ]
+    assert common_settings(settings)["train.gradient_noise"] == 1.0
+    assert "train.lr" not in common_settings(settings)
+
+
+def two(make, others, ours=(0.80, 0.82, 0.81)):
+    gradual = ("method=gradual", "pruning.levels=1")
+    return [
+        make("base", [level(r, n, a) for r, a in enumerate(ours, 1) for n in (0, 1)], *gradual),
+        make("other", [level(r, n, a, flops=80.0, seconds=3.0) for r, a in enumerate(others, 1) for n in (0, 1)],
+             *gradual, "method=sign_flip", "pruning.criterion=flipout"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("others", "verdict"), [
+    ((0.85, 0.87, 0.861), "ahead"),
+    ((0.70, 0.72, 0.711), "behind"),
+    ((0.85, 0.77, 0.83), "level"),
+])  # fmt: skip
+def test_differences_are_paired_by_seed(make, others, verdict):
+    found = compare(two(make, others))[0]
+    assert found.baseline == "gradual magnitude"
+    point = found.at("sign_flip flipout", 0.5)
+    # 0.05, 0.05, 0.051: mean by hand; accuracy spreads by 0.01, the difference hardly at all
+    if verdict == "ahead":
+        assert point.minus_baseline.mean == pytest.approx(0.151 / 3)
+        assert point.minus_baseline.high - point.minus_baseline.low < 0.01
+    assert point.verdict == verdict
+    assert (point.flops_ratio, point.seconds_ratio) == (pytest.approx(0.8), pytest.approx(1.5))
+    assert verdicts(found) == [f"sign_flip flipout: {verdict} at 50 %; 0.80 × the operations; 1.50 × the seconds"]
+
+
+def test_one_seed_gives_no_verdict_and_no_baseline_none(make):
+    stores = two(make, (0.9,), ours=(0.8,))
+    assert compare(stores)[0].at("sign_flip flipout", 0.5).verdict == "one seed"
+    stores[1] = make("deeper", [level(1, 0, 0.9), level(1, 1, 0.9, density=0.1)], "method=gradual", "pruning.levels=1",
+                     "pruning.criterion=random")  # fmt: skip
+    assert compare(stores)[0].at("gradual random", 0.1).verdict == "no baseline"
+
+
+def test_the_baseline_can_be_named_by_method_or_run(make):
+    stores = two(make, (0.85, 0.87, 0.86))
+    assert compare(stores, "sign_flip flipout")[0].baseline == "sign_flip flipout"
+    assert compare(stores, "other")[0].baseline == "sign_flip flipout"
+    with pytest.raises(RunError, match=r"no method or run 'sign_flip flipot'.*did you mean 'sign_flip flipout'"):
+        compare(stores, "sign_flip flipot")
+
+
+def test_data_sets_are_compared_apart(make):
+    stores = two(make, (0.85, 0.87, 0.86))
+    stores.append(make("elsewhere", [level(1, 0, 0.5)], data="digits"))
+    assert [one.data for one in compare(stores)] == ["mnist, lenet_300_100", "digits, lenet_300_100"]
+
+
+def test_densities_a_hair_apart_count_as_one(make):
+    gradual = ("method=gradual", "pruning.levels=1")
+    stores = [
+        make("a", [level(1, 0, 0.9), level(1, 1, 0.8, density=0.1000)], *gradual),
+        make("b", [level(1, 0, 0.9), level(1, 1, 0.8, density=0.0995)], *gradual, "train.lr=0.5"),
+    ]
+    assert compare(stores)[0].densities() == [0.1]
+
+
+def test_the_figure_and_the_table_have_every_point(make):
+    found = compare(two(make, (0.85, 0.87, 0.86)))
+    figure = methods_side_by_side(found)
+    assert [len(axes.containers) for axes in figure.axes] == [2, 2, 2]
+    assert figure.axes[0].get_xlim()[0] > figure.axes[0].get_xlim()[1], "dense on the left"
+    assert encode(figure, "png")["png"].startswith(b"\x89PNG")
+    rows = table_rows(found[0])
+    assert [(row["method"], row["test_accuracy_n"], row["verdict"]) for row in rows] == [
+        ("gradual magnitude", 3, "level"), ("sign_flip flipout", 3, "ahead")
+    ]  # fmt: skip
