@@ -56,10 +56,9 @@ def tasks(what: str) -> list[tuple[str, list[str]]]:
         return [(small, rest) for name, rest in MAIN.items() if "without" not in name]
     densities = (10, 8, 6, 4, 2)
     mnist = [(lenet, [*SHORT, *rest, f"pruning.levels={n}"]) for n in densities for rest in {**MAIN, **MORE}.values()]
+    few = ("magnitude", "magnitude + noise", "FlipOut", "hybrid", "hybrid, live paths")
     fashion = ["data={name: fashion_mnist}"]
-    return mnist + [
-        (lenet, [*SHORT, *fashion, *rest, f"pruning.levels={n}"]) for n in densities for rest in MAIN.values()
-    ]
+    return mnist + [(lenet, [*SHORT, *fashion, *MAIN[name], f"pruning.levels={n}"]) for n in densities for name in few]
 
 
 def work(task: tuple[str, list[str], str]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -105,7 +105,7 @@ class Comparison:
 
 
 def compare(stores: Sequence[RunStore], against: str | None = None) -> list[Comparison]:
-    """Every network of the runs, by data and model; `against` names the baseline: plain magnitude if left out.
+    """Every network of the runs, by data and model; `against` begins the baseline's name or run: else plain magnitude.
 
     Raises RunError for a baseline that no run is.
     """
@@ -229,8 +229,10 @@ def _comparison(data: str, networks: Sequence[Network], against: str | None) -> 
     cells: dict[tuple[str, float], dict[int, Network]] = {}
     for name, network in named:
         cells.setdefault((name, densities[network.density]), {})[network.seed] = network
-    asked = [name for name, n in named if against is not None and (name == against or n.run.startswith(against))]
-    baseline = asked[0] if asked else _usual_baseline(named)
+    asked = [
+        name for name, n in named if against is not None and (name.startswith(against) or n.run.startswith(against))
+    ]
+    baseline = asked[0] if asked else _usual_baseline(named, cells)
     points = [
         _point(data, name, density, cell, cells.get((baseline, density))) for (name, density), cell in cells.items()
     ]
@@ -238,14 +240,20 @@ def _comparison(data: str, networks: Sequence[Network], against: str | None) -> 
     return Comparison(data, baseline, points, common_settings(settings), bool(asked))
 
 
-def _usual_baseline(named: Sequence[tuple[str, Network]]) -> str:
-    """Plain magnitude with the fewest settings, else the first."""
-    plain = [
-        (network.changed, index, name)
-        for index, (name, network) in enumerate(named)
-        if network.settings["pruning.criterion"] == "magnitude"
-    ]
-    return min(plain)[2] if plain else named[0][0]
+def _usual_baseline(named: Sequence[tuple[str, Network]], cells: Collection[tuple[str, float]]) -> str:
+    """Plain magnitude: what most points of other methods can be held against, then what has the fewest settings.
+
+    The first method where nothing is by magnitude.
+    """
+    densities: dict[str, set[float]] = {}
+    for name, density in cells:
+        densities.setdefault(name, set()).add(density)
+    plain = {name: network.changed for name, network in named if network.settings["pruning.criterion"] == "magnitude"}
+
+    def rank(name: str) -> tuple[int, int]:
+        return -sum(density in densities[name] for other, density in cells if other != name), plain[name]
+
+    return min(plain, key=rank) if plain else named[0][0]
 
 
 def _grouped(densities: Iterable[float]) -> dict[float, float]:

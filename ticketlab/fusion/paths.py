@@ -46,14 +46,17 @@ class Paths:
         self.example = torch.ones_like(example)
 
     def reach(self, mask: Mask) -> Mask:
-        """Positions with a live way in and out through the mask, whether it keeps them or not."""
+        """Positions with a live way in and out through the mask, whether it keeps them or not.
+
+        Raises FusionError where the network does something that no rule covers.
+        """
         device = next(iter(mask.values())).device
         ones = {name: kept.detach().float().cpu().requires_grad_() for name, kept in mask.items()}
-        with torch.enable_grad():
-            output = _Flood(self.graph, ones).run(self.example)
-            total_out = sum(part.sum() for part in _tensors(output))
-            assert isinstance(total_out, Tensor)
-            found = torch.autograd.grad(total_out, list(ones.values()), allow_unused=True)
+        try:
+            found = _gradients(_Flood(self.graph, ones), self.example, list(ones.values()))
+        except Exception as error:
+            first = str(error).partition("\n")[0]
+            raise FusionError(f"paths through the network cannot be followed ({first})") from error
         return {
             name: torch.zeros_like(kept) if gradient is None else (gradient > 0).to(device)
             for (name, kept), gradient in zip(mask.items(), found, strict=True)
@@ -71,6 +74,12 @@ def effective_density(model: nn.Module, shape: tuple[int, ...], mask: Mask) -> f
     except FusionError:
         return None
     return remaining(live) / total(mask)
+
+
+@torch.enable_grad()
+def _gradients(flood: _Flood, example: Tensor, ones: list[Tensor]) -> tuple[Tensor | None, ...]:
+    outputs = [part.sum() for part in _tensors(flood.run(example))]
+    return torch.autograd.grad(outputs, ones, allow_unused=True)
 
 
 class _Positive(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +19,7 @@ from ticketlab.fusion.paths import Paths
 from ticketlab.models.compact import NORMS
 from ticketlab.pruning.allocate import Pool, keep_at, keep_count, keep_cubic, make_pools
 from ticketlab.pruning.criteria import Evidence, criteria
+from ticketlab.pruning.masks import full_mask
 from ticketlab.recipe import Recipe, recipe_hash
 from ticketlab.recipe_file import Problem, RecipeFile
 from ticketlab.registry import check_options, did_you_mean, file_digest, load_file
@@ -87,6 +88,11 @@ class Plan:
     def has_channels(self) -> bool:
         """Whether tickets are smaller dense networks instead of masks."""
         return self.early_bird is not None and bool(self.early_bird.groups)
+
+    @cached_property
+    def paths(self) -> Paths:
+        """Paths through the network; raises FusionError where it cannot be traced."""
+        return Paths(self.build(0), self.data.dataset.input_shape)
 
     def keeps(self, level: int) -> list[int]:
         """Weights (or channels) that each pool keeps at a level."""
@@ -216,7 +222,7 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
         if train.slimming and not any(isinstance(layer, NORMS) and layer.affine for layer in model.modules()):
             problems.append((("train", "slimming"), "the model has no batch norm whose scales it could pull to zero"))
         if recipe.pruning.reclaim:
-            Paths(model, data.dataset.input_shape)
+            Paths(model, data.dataset.input_shape).reach(full_mask(model))
         if recipe.method == "early_bird" and not problems:
             search = make_search(recipe, model, data.dataset.input_shape, per_epoch)
             judged = {group.name: group.units for group in search.groups} or sizes

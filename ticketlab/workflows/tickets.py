@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ticketlab.errors import FailedRun, PruningError
-from ticketlab.fusion.paths import Paths
 from ticketlab.models.compact import layer_widths, rebuild
 from ticketlab.pruning.allocate import prune
 from ticketlab.pruning.criteria import Evidence, criteria
@@ -151,8 +150,7 @@ def cut(plan: Plan, saliency: Mapping[str, Tensor], mask: Mask, keeps: Sequence[
     """The mask that a saliency gives; with dead paths reclaimed, where the recipe asks for it."""
     if plan.recipe.pruning.reclaim is None:
         return prune(saliency, mask, plan.pools, keeps)
-    paths = Paths(plan.build(0), plan.data.dataset.input_shape)
-    return prune_live(saliency, mask, plan.pools, keeps, paths.reach)
+    return prune_live(saliency, mask, plan.pools, keeps, plan.paths.reach)
 
 
 def next_mask(
