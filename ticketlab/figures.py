@@ -197,7 +197,7 @@ def flips_by_magnitude(layers: Mapping[str, tuple[Tensor, Tensor]], level: int, 
     for panel in axes.flat[len(layers) :]:
         panel.set_axis_off()
     axes[0][0].legend(fontsize=8)
-    figure.supxlabel("|weight|, by rank in twenty bins", fontsize=9)
+    figure.supxlabel("|weight|, percentile within its layer", fontsize=9)
     figure.supylabel("sign flips so far", fontsize=9)
     figure.suptitle(f"sign flips against magnitude, level {level}, step {step:,}", fontsize=10)
     return figure

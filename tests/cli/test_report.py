@@ -40,7 +40,7 @@ def test_runs_of_several_methods_stand_side_by_side(ticketlab, runs, tmp_path):
     for name in ("comparison.csv", "comparison.png", "comparison.svg"):
         assert (tmp_path / "runs" / "comparison" / name).stat().st_size > 500
         assert name in ran.stderr
-    rows = list(csv.DictReader((tmp_path / "runs/comparison/comparison.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "runs/comparison/comparison.csv").read_text().splitlines()))
     # two networks pruned in training, three levels of iterative pruning
     assert len(rows) == 5
     assert {row["test_accuracy_n"] for row in rows} == {"2"}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ticketlab.comparison import Comparison, compare, table_rows
 from ticketlab.errors import RunError
-from ticketlab.runs.files import write_bytes
 from ticketlab.runs.rows import write_csv
 from ticketlab.runs.store import RunStore, find_runs
 
@@ -32,9 +31,9 @@ def compare_runs(root: Path, names: Sequence[str], against: str | None, out: Pat
     from ticketlab.figures import encode, methods_side_by_side  # matplotlib takes half a second to load
 
     rows = [row for comparison in comparisons for row in table_rows(comparison)]
-    files = [out / "comparison.csv"]
+    folder, files = RunStore(out), [out / "comparison.csv"]
     write_csv(files[0], rows)
     for kind, content in encode(methods_side_by_side(comparisons)).items():
         files.append(out / f"comparison.{kind}")
-        write_bytes(files[-1], content)
+        folder.write_file(files[-1].name, content)
     return Compared(comparisons, files)
