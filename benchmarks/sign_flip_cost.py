@@ -28,7 +28,7 @@ from ticketlab.training.loop import Adjust, train_steps
 from ticketlab.training.optim import make_optimizer
 from ticketlab.training.trainable import make_trainable
 
-CASES = {"lenet_300_100": ("mnist", 100), "conv_4": ("cifar10", 4)}
+CASES = {"lenet_300_100": ("mnist", 100), "conv_4": ("cifar10", 2)}
 """Network → data set, steps of one variant before the next one has its turn."""
 VARIANTS = ("plain", "counting", "counting, half-life", "noise")
 

@@ -62,10 +62,11 @@ def tasks(what: str) -> list[Task]:
         small = "recipes/flipout_conv4_cifar10_small.yaml"
         return [("CIFAR-10", name, small, MAIN[name]) for name in MAIN if "without" not in name]
     few = ("magnitude", "magnitude + noise", "FlipOut", "hybrid", "hybrid, live paths")
-    data = {"MNIST": (every, []), "Fashion-MNIST": (few, ["data={name: fashion_mnist}"])}
+    fashion = ["data={name: fashion_mnist}"]
+    parts = [("MNIST", MAIN, []), ("Fashion-MNIST", few, fashion), ("MNIST", MORE, [])]
     return [
         (heading, name, lenet, [*SHORT, *source, *every[name], f"pruning.levels={n}"])
-        for heading, (names, source) in data.items()
+        for heading, names, source in parts
         for n in (10, 8, 6, 4, 2)
         for name in names
     ]

@@ -33,16 +33,13 @@ class SignFlips:
         self.half_life = half_life
         self.block = min(BLOCK, max(1, half_life // FINENESS)) if half_life else BLOCK
         device = next(iter(self.weights.values())).device
-        sizes = [flat.numel() for flat in self.weights.values()]
-        total = sum(sizes)
-        self._negative = torch.zeros(total, dtype=torch.bool, device=device)
-        self._before = torch.zeros_like(self._negative)
-        self._signs = dict(zip(self.weights, self._negative.split(sizes), strict=True))
+        self._sizes = [flat.numel() for flat in self.weights.values()]
+        total = sum(self._sizes)
+        self._now, self._before = (_Signs(self.weights, self._sizes, device) for _ in range(2))
         self._byte = torch.zeros(total, dtype=torch.uint8, device=device)
         self._total = torch.zeros(total, dtype=torch.int16 if most < 2**15 else torch.int32, device=device)
         self._decayed = torch.zeros(total if half_life else 0, device=device)
         self._in_block = 0
-        self._sizes = sizes
         self.look_()
 
     def go_on_from_(self, counts: Mapping[str, Tensor], recent: Mapping[str, Tensor]) -> None:
@@ -53,29 +50,18 @@ class SignFlips:
 
     def look_(self) -> None:
         """Take the signs as they are now: a change made by other hands than training's is not counted."""
-        self._read_signs_()
-        self._before, self._negative = self._negative, self._before
-        self._signs = dict(zip(self.weights, self._negative.split(self._sizes), strict=True))
+        self._before.read_()
 
     def update_(self) -> Tensor:
         """Count the flips of the step just done; returns 1 for each weight that flipped, of all tensors in a row."""
-        self._read_signs_()
-        flipped = self._before.view(torch.uint8).bitwise_xor_(self._negative.view(torch.uint8))
+        self._now.read_()
+        flipped = self._before.flags.bitwise_xor_(self._now.flags)
         self._byte += flipped
-        self._before, self._negative = self._negative, self._before
-        self._signs = dict(zip(self.weights, self._negative.split(self._sizes), strict=True))
+        self._now, self._before = self._before, self._now
         self._in_block += 1
         if self._in_block == self.block:
             self._end_block_()
         return flipped
-
-    def _read_signs_(self) -> None:
-        for name, flat in self.weights.items():
-            if flat.device.type == "cpu":
-                # numpy's is vectorised: a seventh of the time of torch's
-                np.less(flat.numpy(), 0, out=self._signs[name].numpy())
-            else:
-                torch.lt(flat, 0, out=self._signs[name])
 
     def _end_block_(self) -> None:
         self._total += self._byte
@@ -111,3 +97,24 @@ class SignFlips:
             own.copy_(state[name])
         self._in_block = int(state["in_block"])
         self.look_()
+
+
+class _Signs:
+    """1 for each negative weight of some tensors, as a byte, in a row."""
+
+    def __init__(self, weights: Mapping[str, Tensor], sizes: list[int], device: torch.device) -> None:
+        self.flags = torch.zeros(sum(sizes), dtype=torch.uint8, device=device)
+        negative = self.flags.view(torch.bool).split(sizes)
+        self._tensors = list(zip(weights.values(), negative, strict=True))
+        # numpy's comparison is vectorised: a seventh of the time of torch's
+        on_cpu = device.type == "cpu"
+        self._arrays = [(flat.numpy(), flags.numpy()) for flat, flags in self._tensors] if on_cpu else []
+
+    def read_(self) -> None:
+        """Look at the weights as they are now."""
+        if self._arrays:
+            for weights, flags in self._arrays:
+                np.less(weights, 0, out=flags)
+        else:
+            for flat, negative in self._tensors:
+                torch.lt(flat, 0, out=negative)
