@@ -1,8 +1,9 @@
 """FlipOut, hybrid and first flip against magnitude and random pruning, at equal training budgets.
 
-    python benchmarks/sign_flips.py table    --runs DIR    # MNIST and Fashion-MNIST, five densities, five seeds
-    python benchmarks/sign_flips.py extreme  --runs DIR    # MNIST, 0.2 and 0.1 %, ten fresh seeds
-    python benchmarks/sign_flips.py conv     --runs DIR    # a narrow Conv-4 on CIFAR-10, three seeds
+    python benchmarks/sign_flips.py mnist --runs DIR       # five densities, five seeds; fashion_mnist: the same
+    python benchmarks/sign_flips.py ablations --runs DIR   # MNIST: what each part of it does
+    python benchmarks/sign_flips.py extreme --runs DIR     # MNIST, 0.2 and 0.1 %, ten fresh seeds, three times as long
+    python benchmarks/sign_flips.py conv --runs DIR        # a narrow Conv-4 on CIFAR-10, three seeds
 
 Each makes ordinary runs, two at a time; what is finished is not repeated. Then the same with --show prints the tables,
 and `ticketlab report --compare` compares the runs.
@@ -61,12 +62,14 @@ def tasks(what: str) -> list[Task]:
     if what == "conv":
         small = "recipes/flipout_conv4_cifar10_small.yaml"
         return [("CIFAR-10", name, small, MAIN[name]) for name in MAIN if "without" not in name]
-    few = ("magnitude", "magnitude + noise", "FlipOut", "hybrid", "hybrid, live paths")
-    fashion = ["data={name: fashion_mnist}"]
-    parts = [("MNIST", MAIN, []), ("Fashion-MNIST", few, fashion), ("MNIST", MORE, [])]
+    names = {
+        "mnist": tuple(MAIN),
+        "fashion_mnist": ("magnitude", "magnitude + noise", "FlipOut", "hybrid", "hybrid, live paths"),
+        "ablations": ("magnitude", *MORE),
+    }[what]
+    source = ["data={name: fashion_mnist}"] if what == "fashion_mnist" else []
     return [
-        (heading, name, lenet, [*SHORT, *source, *every[name], f"pruning.levels={n}"])
-        for heading, names, source in parts
+        (what, name, lenet, [*SHORT, *source, *every[name], f"pruning.levels={n}"])
         for n in (10, 8, 6, 4, 2)
         for name in names
     ]
@@ -135,7 +138,7 @@ def work(task: tuple[Task, str]) -> str:
 def main() -> None:
     """Make the runs of one experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("table", "extreme", "conv"))
+    parser.add_argument("what", choices=("mnist", "fashion_mnist", "ablations", "extreme", "conv"))
     parser.add_argument("--runs", default="runs")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--show", action="store_true", help="print the tables of finished runs")

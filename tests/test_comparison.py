@@ -64,13 +64,63 @@ def test_records_from_before_operations_were_counted_have_none(make):
     assert [(n.flops, n.effective_density) for n in run_networks(store)] == [(None, None), (None, 0.25)]
 
 
+def test_options_at_their_defaults_are_named_where_others_are_not(make):
+    gradual = ("method=sign_flip", "pruning.criterion=flipout", "pruning.levels=1")
+    both = [level(1, 0, 0.9), level(1, 1, 0.8)]
+    stores = [make("one", both, *gradual, "pruning.options={p: 1.0}"), make("two", both, *gradual)]
+    # one of the two counts as common
+    assert compare(stores)[0].methods() == ["sign_flip flipout", "sign_flip flipout p=2.0"]
+
+
+def test_two_networks_in_one_place_are_refused(make):
+    gradual = ("method=gradual", "pruning.levels=1")
+    stores = [make(name, [level(1, 0, 0.9), level(1, 1, 0.8)], *gradual) for name in ("one", "two")]
+    with pytest.raises(RunError, match="one and two both have a network"):
+        compare(stores)
+
+
+def test_levels_of_one_run_stay_apart_however_close(make):
+    store = make("fine", [level(1, n, 0.9, density=0.99**n) for n in range(3)])
+    other = make("other", [level(1, 0, 0.8)], "pruning.criterion=random")
+    assert len(compare([store, other])[0].densities()) == 3
+
+
+def test_a_network_that_loses_weights_at_once_is_no_plain_magnitude(make):
+    gradual = ("method=gradual", "pruning.levels=1")
+    both = [level(1, 0, 0.9), level(1, 1, 0.8)]
+    stores = [
+        make("first", both, *gradual, "method=sign_flip", "sign_flips.at_once=1"),
+        make("noisy", both, *gradual, "train.gradient_noise=1"),
+        make("plain", [level(1, 0, 0.9), level(1, 1, 0.8, density=0.1)], *gradual),
+    ]
+    assert compare(stores)[0].baseline == "gradual magnitude"
+
+
+def test_a_name_that_fits_several_methods_is_refused_a_whole_one_is_not(make):
+    gradual = ("method=gradual", "pruning.levels=1")
+    both = [level(1, 0, 0.9), level(1, 1, 0.8)]
+    stores = [make("noisy", both, *gradual, "train.gradient_noise=1"), make("plain", both, *gradual),
+              make("third", both, *gradual, "pruning.criterion=random")]  # fmt: skip
+    assert compare(stores, "gradual magnitude")[0].baseline == "gradual magnitude"
+    with pytest.raises(RunError, match="fits several methods: gradual magnitude; gradual magnitude gradient_noise"):
+        compare(stores, "gradual m")
+
+
+def test_seeds_that_never_meet_are_told(make):
+    stores = two(make, (0.85,), ours=(0.8,))
+    stores[1] = make("far", [level(9, 0, 0.9), level(9, 1, 0.8)], "method=gradual", "pruning.levels=1",
+                     "pruning.criterion=random")  # fmt: skip
+    assert compare(stores)[0].at("gradual random", 0.5).verdict == "no common seed"
+
+
 def test_a_method_s_name_says_what_is_not_common():
+    flipout = {"method": "sign_flip", "pruning.criterion": "flipout", "train.gradient_noise": 1.0, "train.lr": 0.1}
     settings = [
         {"method": "gradual", "pruning.criterion": "magnitude", "train.gradient_noise": 0.0, "train.lr": 0.1},
-        {"method": "sign_flip", "pruning.criterion": "flipout", "train.gradient_noise": 1.0, "train.lr": 0.1},
-        {"method": "sign_flip", "pruning.criterion": "flipout", "train.gradient_noise": 1.0, "train.lr": 0.1,
-         "pruning.options.p": 1.0},
-    ]  # fmt: skip
+        {**flipout, "pruning.options.p": 2.0},
+        {**flipout, "pruning.options.p": 1.0},
+    ]
+    # a field that has no meaning for a method is not counted and not said
     assert method_names(settings) == [
         "gradual magnitude gradient_noise=0.0",
         "sign_flip flipout",

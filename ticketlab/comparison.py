@@ -8,22 +8,23 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
 from ticketlab.draws import draws
 from ticketlab.errors import RunError
+from ticketlab.pruning.criteria import criteria
 from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import read_recipe
-from ticketlab.registry import did_you_mean
-from ticketlab.report import Estimate, estimate, run_levels
+from ticketlab.registry import did_you_mean, keyword_options
+from ticketlab.report import Estimate, estimate, mean_known, run_levels
 from ticketlab.runs.store import Level, RunStore
 
 SAME = 0.02
 """Densities that differ by less than this share of themselves count as one."""
-NO_METHOD = ("data.name", "data.offline", "pruning.levels", "pruning.output_rate", "replicates", "schedule.every",
-             "schedule.first", "seed", "watch")  # fmt: skip
+NO_METHOD = ("data.name", "data.offline", "early_bird.also_at", "early_bird.densities", "pruning.levels", "replicates",
+             "seed", "watch")  # fmt: skip
 """Fields that do not make another method: what is asked of it, not how it works."""
 
 
@@ -62,7 +63,7 @@ class Point:
     remaining_flops: float | None
     seconds: float
     minus_baseline: Estimate | None
-    """Paired by seed; None where the baseline has no network of this density."""
+    """Paired by seed; None where the baseline has no network of this density, or none of these seeds."""
     flops_ratio: float | None
     """Against the baseline's."""
     seconds_ratio: float | None
@@ -72,7 +73,7 @@ class Point:
         """ahead, behind or level, where the interval says so; else why it says nothing."""
         minus = self.minus_baseline
         if minus is None:
-            return "no baseline"
+            return "no baseline" if self.seconds_ratio is None else "no common seed"
         if minus.low is None or minus.high is None:
             return "one seed"
         return "ahead" if minus.low > 0 else "behind" if minus.high < 0 else "level"
@@ -116,8 +117,8 @@ def compare(stores: Sequence[RunStore], against: str | None = None) -> list[Comp
         _comparison(data, [network for network in networks if network.data == data], against)
         for data in dict.fromkeys(network.data for network in networks)
     ]
-    known = {name for one in found for name in one.methods()}
     if against is not None and not any(one.is_named for one in found):
+        known = {name for one in found for name in one.methods()}
         raise RunError(f"no method or run '{against}' among these{did_you_mean(against, known)}")
     return found
 
@@ -126,43 +127,62 @@ def compare(stores: Sequence[RunStore], against: str | None = None) -> list[Comp
 
 
 def run_networks(store: RunStore) -> list[Network]:
-    """Networks of a finished run that can stand beside others, each with the cost of all training behind it.
+    """Networks of a run that can stand beside others, each with the cost of all training behind it.
 
     Of a network that is pruned in training that is the last level; of an early-bird run the tickets.
     """
     recipe = read_recipe(store.path / "recipe.yaml").recipe
     manifest = store.read_manifest()
-    data = f"{manifest['data']}{' (STAND-IN)' if manifest.get('stand_in_for') else ''}, {recipe.model.name}"
-    settings = _flat(recipe.model_dump(mode="json"))
+    stand_in = " (STAND-IN)" if manifest.get("stand_in_for") else ""
     changed = len(_flat(recipe.model_dump(mode="json", exclude_defaults=True)))
-    costs = _costs(store, recipe)
     return [
         Network(
-            store.name,
-            data,
-            settings,
-            changed,
-            level.density,
-            level.seed,
-            level.test_accuracy,
-            level.effective_density,
-            *cost,
+            run=store.name,
+            data=f"{manifest['data']}{stand_in}, {recipe.model.name}",
+            settings=_settings(recipe) | trained.settings,
+            changed=changed,
+            density=trained.level.density,
+            seed=trained.level.seed,
+            test_accuracy=trained.level.test_accuracy,
+            effective_density=trained.level.effective_density,
+            flops=trained.flops,
+            remaining_flops=trained.remaining_flops,
+            seconds=trained.seconds,
         )
-        for level, cost in costs
+        for trained in (_early_birds(store) if recipe.method == "early_bird" else _by_level(store, recipe))
     ]
 
 
-Cost = tuple[float | None, float | None, float]
+@dataclass(frozen=True)
+class _Trained:
+    """A level that counts as a network, with the cost of all training behind it."""
+
+    level: Level
+    flops: float | None
+    remaining_flops: float | None
+    seconds: float
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What else makes the method."""
 
 
-def _costs(store: RunStore, recipe: Recipe) -> list[tuple[Level, Cost]]:
-    """Levels that count as networks, each with operations executed, with remaining weights, and seconds."""
+def _early_birds(store: RunStore) -> list[_Trained]:
     levels = run_levels(store)
-    if recipe.method == "early_bird":
-        known = {(level.replicate, level.level): level for level in levels}
-        found = [draw for draw in draws(store, levels) if draw.test_accuracy is not None]
-        return [(known[d.replicate, d.level], (d.executed.total, d.remaining.total, d.seconds.total)) for d in found]
-    costs: list[tuple[Level, Cost]] = []
+    known = {(level.replicate, level.level): level for level in levels}
+    return [
+        _Trained(
+            known[d.replicate, d.level],
+            d.executed.total,
+            d.remaining.total,
+            d.seconds.total,
+            {"drawn at": "settled" if d.chosen else f"{d.step}it"},
+        )
+        for d in draws(store, levels)
+        if d.test_accuracy is not None
+    ]
+
+
+def _by_level(store: RunStore, recipe: Recipe) -> list[_Trained]:
+    levels, found = run_levels(store), []
     for level in levels:
         if recipe.prunes_in_training and level.level < recipe.pruning.levels:
             continue  # on the way to the network
@@ -172,9 +192,9 @@ def _costs(store: RunStore, recipe: Recipe) -> list[tuple[Level, Cost]]:
             if other.replicate == level.replicate
             and (other.level in (0, level.level) if recipe.method == "oneshot" else other.level <= level.level)
         ]
-        costs.append((level, (_sum(o.flops for o in behind), _sum(o.remaining_flops for o in behind),
-                              sum(o.seconds for o in behind))))  # fmt: skip
-    return costs
+        flops, left = _sum(other.flops for other in behind), _sum(other.remaining_flops for other in behind)
+        found.append(_Trained(level, flops, left, sum(other.seconds for other in behind)))
+    return found
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
@@ -183,6 +203,14 @@ def _sum(values: Iterable[float | None]) -> float | None:
 
 
 # --- names of methods
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What makes the method, with the criterion's own defaults where they are known here."""
+    name = recipe.pruning.criterion
+    options = keyword_options(criteria.find(name)) if name in criteria else {}
+    defaults = {f"pruning.options.{option}": parameter.default for option, parameter in options.items()}
+    return defaults | _flat(recipe.model_dump(mode="json"))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -194,9 +222,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def common_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of each field that is not the same everywhere, the most frequent value."""
+    """Of each field that is not the same wherever it has a meaning, the most frequent value."""
     fields = dict.fromkeys(name for one in settings for name in one)
-    values = {name: Counter(json.dumps(one.get(name)) for one in settings) for name in fields}
+    values = {name: Counter(json.dumps(one[name]) for one in settings if name in one) for name in fields}
     return {name: json.loads(found.most_common(1)[0][0]) for name, found in values.items() if len(found) > 1}
 
 
@@ -214,7 +242,15 @@ def _unusual(one: Mapping[str, Any], common: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def said(common: Mapping[str, Any]) -> str:
+    """Common settings in words; what names tell anyway, or what is simply left out, is not said."""
+    told = {name: value for name, value in common.items() if name not in ("method", "pruning.criterion") and value}
+    return ", ".join(f"{name} {_short(value)}" for name, value in told.items())
+
+
 def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
     return "none" if value is None else "yes" if value is True else "no" if value is False else str(value)
 
 
@@ -225,14 +261,9 @@ def _comparison(data: str, networks: Sequence[Network], against: str | None) -> 
     settings = [network.settings for network in networks]
     named = list(zip(method_names(settings), networks, strict=True))
     names = list(dict.fromkeys(name for name, _ in named))
-    densities = _grouped(network.density for network in networks)
-    cells: dict[tuple[str, float], dict[int, Network]] = {}
-    for name, network in named:
-        cells.setdefault((name, densities[network.density]), {})[network.seed] = network
-    asked = [
-        name for name, n in named if against is not None and (name.startswith(against) or n.run.startswith(against))
-    ]
-    baseline = asked[0] if asked else _usual_baseline(named, cells)
+    cells = _cells(named)
+    asked = _asked(named, against)
+    baseline = asked or _usual_baseline(named, cells)
     points = [
         _point(data, name, density, cell, cells.get((baseline, density))) for (name, density), cell in cells.items()
     ]
@@ -240,28 +271,70 @@ def _comparison(data: str, networks: Sequence[Network], against: str | None) -> 
     return Comparison(data, baseline, points, common_settings(settings), bool(asked))
 
 
+Cells = dict[tuple[str, float], dict[int, Network]]
+"""Method and density → network of each seed."""
+
+
+def _cells(named: Sequence[tuple[str, Network]]) -> Cells:
+    """Raises RunError where two networks would have the same place."""
+    densities = _grouped([network for _, network in named])
+    cells: Cells = {}
+    for name, network in named:
+        cell = cells.setdefault((name, densities[network.density]), {})
+        if network.seed in cell:
+            raise RunError(
+                f"{cell[network.seed].run} and {network.run} both have a network of '{name}' with seed {network.seed} "
+                f"at density {network.density:.3g}; leave one of them out"
+            )
+        cell[network.seed] = network
+    return cells
+
+
+def _asked(named: Sequence[tuple[str, Network]], against: str | None) -> str | None:
+    """The method that is meant: by its name or run, whole or begun; raises RunError where several fit."""
+    if against is None:
+        return None
+    whole = {name for name, network in named if against in (name, network.run)}
+    begun = {name for name, network in named if name.startswith(against) or network.run.startswith(against)}
+    found = whole or begun
+    if len(found) > 1:
+        raise RunError(f"'{against}' fits several methods: {'; '.join(sorted(found))}")
+    return next(iter(found), None)
+
+
 def _usual_baseline(named: Sequence[tuple[str, Network]], cells: Collection[tuple[str, float]]) -> str:
-    """Plain magnitude: what most points of other methods can be held against, then what has the fewest settings.
+    """Plain magnitude, and of several forms the one that most points of other methods can be held against.
 
     The first method where nothing is by magnitude.
     """
     densities: dict[str, set[float]] = {}
     for name, density in cells:
         densities.setdefault(name, set()).add(density)
-    plain = {name: network.changed for name, network in named if network.settings["pruning.criterion"] == "magnitude"}
+    known = dict(named)
+    plain = [name for name, network in known.items() if network.settings["pruning.criterion"] == "magnitude"]
 
-    def rank(name: str) -> tuple[int, int]:
-        return -sum(density in densities[name] for other, density in cells if other != name), plain[name]
+    def rank(name: str) -> tuple[bool, int, int]:
+        settings = known[name].settings
+        extras = ("train.gradient_noise", "pruning.reclaim", "sign_flips.at_once")
+        shared = sum(density in densities[name] for other, density in cells if other != name)
+        return any(settings.get(extra) for extra in extras), -shared, known[name].changed
 
     return min(plain, key=rank) if plain else named[0][0]
 
 
-def _grouped(densities: Iterable[float]) -> dict[float, float]:
-    """Density → the largest of those that count as one with it."""
+def _grouped(networks: Sequence[Network]) -> dict[float, float]:
+    """Density → the largest of those that count as one with it; two densities of one run never do."""
+    runs: dict[float, set[str]] = {}
+    for network in networks:
+        runs.setdefault(network.density, set()).add(network.run)
     found: dict[float, float] = {}
-    for density in sorted(set(densities), reverse=True):
-        last = list(found.values())[-1:]
-        found[density] = last[0] if last and last[0] - density <= SAME * last[0] else density
+    together: set[str] = set()
+    for density in sorted(runs, reverse=True):
+        last = found[min(found)] if found else None
+        if last is not None and last - density <= SAME * last and not together & runs[density]:
+            found[density], together = last, together | runs[density]
+        else:
+            found[density], together = density, set(runs[density])
     return found
 
 
@@ -271,26 +344,21 @@ def _point(
     networks = list(cell.values())
     paired = sorted(set(cell) & set(base)) if base else []
     minus = [cell[seed].test_accuracy - base[seed].test_accuracy for seed in paired] if base else []
-    flops, seconds = _mean(n.flops for n in networks), fmean(n.seconds for n in networks)
-    base_flops = _mean(n.flops for n in base.values()) if base else None
+    flops, seconds = mean_known([n.flops for n in networks]), fmean(n.seconds for n in networks)
+    base_flops = mean_known([n.flops for n in base.values()]) if base else None
     return Point(
         data=data,
         method=method,
         density=density,
         test_accuracy=estimate([n.test_accuracy for n in networks]),
-        effective_density=_mean(n.effective_density for n in networks),
+        effective_density=mean_known([n.effective_density for n in networks]),
         flops=flops,
-        remaining_flops=_mean(n.remaining_flops for n in networks),
+        remaining_flops=mean_known([n.remaining_flops for n in networks]),
         seconds=seconds,
         minus_baseline=estimate(minus) if minus else None,
         flops_ratio=flops / base_flops if flops and base_flops else None,
         seconds_ratio=seconds / fmean(n.seconds for n in base.values()) if base else None,
     )
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else fmean(value for value in known if value is not None)
 
 
 def verdicts(comparison: Comparison) -> list[str]:
@@ -302,7 +370,7 @@ def _sentence(comparison: Comparison, method: str) -> str:
     points = [p for density in comparison.densities() if (p := comparison.at(method, density))]
     places = {
         verdict: ", ".join(f"{100 * p.density:.3g} %" for p in points if p.verdict == verdict)
-        for verdict in ("ahead", "level", "behind", "one seed", "no baseline")
+        for verdict in ("ahead", "level", "behind", "one seed", "no common seed", "no baseline")
     }
     said = [f"{verdict} at {where}" for verdict, where in places.items() if where]
     for what, ratios in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,19 +85,23 @@ def training_flops(model: nn.Module, shape: Shape) -> dict[str, int]:
     return {name: 2 * count * (2 if name in reads_images else 3) for name, count in macs.items()}
 
 
-def masked_flops(dense: Mapping[str, int], mask: Mask, sparse: Container[str]) -> tuple[float, float]:
+def shares(mask: Mask) -> dict[str, float]:
+    """Share of its weights that each layer of a mask keeps."""
+    return {name: int(kept.sum()) / kept.numel() for name, kept in mask.items()}
+
+
+def masked_flops(
+    dense: Mapping[str, int], kept: Mapping[str, float], stored: Mapping[str, float]
+) -> tuple[float, float]:
     """Operations that are executed, and those with remaining weights alone; masked layers are multiplied whole.
 
     Args:
         dense: Operations of each layer, by layer.
-        sparse: Masks whose layers compute with their remaining weights only.
+        kept: Share of weights that remain, by weight; 1 for those that are not named.
+        stored: The share that layers store which compute with a part of their weights only.
     """
-    executed, left = 0.0, 0.0
-    for layer, count in dense.items():
-        kept = mask.get(f"{layer}.weight")
-        share = 1.0 if kept is None else float(kept.sum()) / kept.numel()
-        left += count * share
-        executed += count * (share if f"{layer}.weight" in sparse else 1.0)
+    executed = sum(count * stored.get(f"{layer}.weight", 1.0) for layer, count in dense.items())
+    left = sum(count * kept.get(f"{layer}.weight", 1.0) for layer, count in dense.items())
     return executed, left
 
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -182,7 +183,7 @@ def _settling(axes: Axes, record: Mapping[str, Any], track: Mapping[str, Any], d
 
 
 def flips_by_magnitude(layers: Mapping[str, tuple[Tensor, Tensor]], level: int, step: int) -> Figure:
-    """How often weights flipped against how large they are, layer by layer: mean, median and middle half of each bin.
+    """How often weights flipped against how large they are, layer by layer: mean, middle half, 95th percentile.
 
     Args:
         layers: Name → (|w|, flips) of the remaining weights, each (remaining,).
@@ -190,7 +191,7 @@ def flips_by_magnitude(layers: Mapping[str, tuple[Tensor, Tensor]], level: int, 
     columns = min(4, len(layers))
     rows = math.ceil(len(layers) / columns)
     figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for panel, (name, (sizes, flips)) in zip(axes.flat, layers.items(), strict=False):
         _flips_panel(panel, sizes.double().numpy(), flips.double().numpy())
         panel.set_title(f"{name.removesuffix('.weight')}: {len(flips):,} weights", fontsize=9)
@@ -206,10 +207,10 @@ def flips_by_magnitude(layers: Mapping[str, tuple[Tensor, Tensor]], level: int, 
 def _flips_panel(axes: Axes, sizes: NDArray[np.float64], flips: NDArray[np.float64]) -> None:
     bins = np.array_split(flips[sizes.argsort(kind="stable")], min(20, len(flips)))
     places = [100 * (index + 0.5) / len(bins) for index in range(len(bins))]
-    low, middle, high = np.array([np.percentile(found, (25, 50, 75)) for found in bins]).T
-    axes.fill_between(places, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="middle half")
-    axes.plot(places, middle, color=COLOURS[0], label="median")
-    axes.plot(places, [found.mean() for found in bins], color=COLOURS[1], linestyle="--", label="mean")
+    low, high, most = np.array([np.percentile(found, (25, 75, 95)) for found in bins]).T
+    axes.fill_between(places, low, high, color=COLOURS[0], alpha=0.25, linewidth=0, label="middle half")
+    axes.plot(places, most, color=COLOURS[0], linestyle=":", label="95th percentile")
+    axes.plot(places, [found.mean() for found in bins], color=COLOURS[1], label="mean")
     axes.set_ylim(bottom=0)
     axes.set_xlim(0, 100)
     axes.grid(alpha=0.25)
@@ -220,28 +221,39 @@ STYLES = [(colour, marker) for marker in ("o", "s", "^") for colour in COLOURS]
 
 def methods_side_by_side(comparisons: Sequence[Comparison]) -> Figure:
     """Accuracy against density, operations and seconds; one row for each data set and model, one line per method."""
-    figure = Figure(figsize=(15, 4.4 * len(comparisons)), layout="constrained")
-    axes = figure.subplots(len(comparisons), 3, squeeze=False, sharey="row")
-    for row, comparison in zip(axes, comparisons, strict=True):
+    lines = max(len(comparison.methods()) for comparison in comparisons)
+    figure = Figure(figsize=(15, (4.4 + 0.2 * lines) * len(comparisons)), layout="constrained")
+    parts = figure.subfigures(len(comparisons), 1, squeeze=False)[:, 0]
+    for part, comparison in zip(parts, comparisons, strict=True):
+        row = part.subplots(1, 3, sharey=True)
         for (colour, marker), method in zip(itertools.cycle(STYLES), comparison.methods(), strict=False):
             points = [p for density in comparison.densities() if (p := comparison.at(method, density))]
             for panel, places in zip(row, _places(points), strict=True):
                 _with_intervals(panel, places, points, colour, marker, method)
         row[0].set_ylabel("test accuracy %, mean and 95 % interval")
         row[0].invert_xaxis()
-        row[0].set_title(comparison.data, fontsize=10)
-        row[2].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
-        for panel, label in zip(row, ("density %", "operations of all training, search included",
-                                      "seconds of all training, search included"), strict=True):  # fmt: skip
+        part.suptitle(f"{comparison.data}: all training counted, the search included", fontsize=11)
+        for panel, label in zip(row, ("density %", "10⁹ operations of training", "seconds of training"), strict=True):
             panel.set_xlabel(label)
-            panel.set_xscale("log")
+            _plain_log_axis(panel)
             panel.grid(alpha=0.25)
+        handles, names = row[0].get_legend_handles_labels()
+        part.legend(handles, names, fontsize=8, loc="outside lower center", ncol=2 if len(names) > 3 else 1)
     return figure
+
+
+def _plain_log_axis(axes: Axes) -> None:
+    """Logarithmic, with few plain numbers."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=8))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _places(points: Sequence[Point]) -> list[list[float | None]]:
     """Where the points stand in each panel."""
-    return [[100 * p.density for p in points], [p.flops for p in points], [p.seconds for p in points]]
+    flops = [None if p.flops is None else p.flops / 1e9 for p in points]
+    return [[100 * p.density for p in points], flops, [p.seconds for p in points]]
 
 
 def _with_intervals(

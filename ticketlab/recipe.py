@@ -133,7 +133,8 @@ class ScheduleSection(Section):
     every: Time | None = None
     """Time between prunings; left out, they are spread evenly until `until`."""
     until: Time | None = None
-    """Time of the last pruning; left out, an interval before the end of training."""
+    """Time of the last pruning, or up to so many steps before as there are prunings, which stand whole steps apart;
+    left out, an interval before the end of training."""
     shape: Literal["constant", "cubic"] = "constant"
     """constant: the rate of what remains goes each time (FlipOut's halvings); cubic: as many in all, most of them
     early (Zhu & Gupta 2017, equation 1)."""

@@ -231,8 +231,9 @@ def _known_keys(section: Key) -> list[str]:
 
 
 def _located(problem: Problem, path: Path, places: dict[Key, str]) -> str:
-    """`file:line:column: key: message`; a missing key stands where its section does."""
+    """`file:line:column: key: message`; a missing key stands where its section does, or what --set said of it."""
     key, message = problem
-    at = next(places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in places)
+    inside = [at for place, at in places.items() if key not in places and key and place[: len(key)] == key]
+    at = inside[0] if inside else next(places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in places)
     dotted = ".".join(str(part).partition("\0")[0] for part in key)
     return f"{at}: {dotted}: {message}" if dotted else f"{at}: {message}"

@@ -68,7 +68,7 @@ def summarise(levels: Sequence[Level]) -> list[Row]:
             Row(
                 level=index,
                 density=same[0].density,
-                effective_density=_mean([level.effective_density for level in same]),
+                effective_density=mean_known([level.effective_density for level in same]),
                 test_accuracy=estimate(accuracies),
                 minus_dense=_minus(same, dense),
                 final_test_accuracy=estimate([level.final_test_accuracy for level in same]),
@@ -82,7 +82,8 @@ def summarise(levels: Sequence[Level]) -> list[Row]:
     return rows
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """Mean of values that are all known; None where one is not."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known and len(known) == len(values) else None
 

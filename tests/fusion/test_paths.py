@@ -114,6 +114,28 @@ def test_what_is_unknown_counts_as_live():
     assert all(torch.equal(live[name], mask[name]) for name in mask)
 
 
+class Own(nn.Linear):
+    pass
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.two(functional.linear(x, self.one.weight))
+
+
+@pytest.mark.parametrize(("model", "shape"), [
+    (nn.Sequential(Own(4, 4), nn.ReLU(), nn.Linear(4, 2)), (4,)),
+    (Functional(), (4,)),
+    (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(32, 2)), (1, 4, 4)),
+], ids=["subclass", "functional", "circular"])  # fmt: skip
+def test_layers_that_no_rule_covers_count_as_live(model, shape):
+    assert effective_density(model, shape, full_mask(model)) == 1.0
+
+
 class Fickle(nn.Module):
     def __init__(self):
         super().__init__()

@@ -77,10 +77,53 @@ def test_where_no_path_is_left_the_count_is_exact_all_the_same():
     assert all(kept.any() for kept in mask.values())
 
 
+class Residual(nn.Module):
+    """Two blocks with shortcuts, so that a layer can be empty and the network live all the same."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, width), nn.Linear(width, 3)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 4), nn.ReLU(), nn.Linear(4, width)) for _ in range(2)
+        )
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        for block in self.blocks:
+            x = torch.relu(x + block(x))
+        return self.last(x)
+
+
+@pytest.mark.parametrize("keep", [6, 9, 13, 30, 70])
+def test_counts_are_exact_where_shortcuts_leave_layers_empty(keep):
+    model = Residual()
+    paths = Paths(model, (5,))
+    for seed in range(60):
+        torch.manual_seed(seed)
+        before = {name: torch.rand(kept.shape) < 0.7 for name, kept in full_mask(model).items()}
+        saliency = {name: torch.rand(kept.shape) for name, kept in before.items()}
+        mask = prune_live(saliency, before, [Pool(tuple(before), 0.5)], [keep], paths.reach)
+        assert remaining(mask) == keep
+        assert all(kept.any() for kept in mask.values())
+        assert not any((mask[name] & ~before[name]).any() for name in mask)
+
+
+def test_resnet_keeps_exact_counts_level_by_level():
+    torch.manual_seed(0)
+    model = models.find("resnet_20")((3, 32, 32), 10)
+    mask, weights = full_mask(model), dict(model.named_parameters())
+    saliency = {name: weights[name].detach().abs() for name in mask}
+    paths = Paths(model, (3, 32, 32))
+    for keep in (9000, 2708, 902):
+        mask = prune_live(saliency, mask, [Pool(tuple(mask), 0.5)], [keep], paths.reach)
+        assert remaining(mask) == keep
+
+
 def test_ties_fall_to_the_earlier_position_as_in_allocation():
-    model = net(4, 1, 1)
-    saliency = {"0.weight": torch.ones(1, 4), "2.weight": torch.ones(1, 1)}
-    # a dead unit forces the slow way: the second input layer row does not exist, so nothing is dead; keep 3 of 5
-    mask = prune_live(saliency, full_mask(model), [Pool(tuple(saliency), 0.5)], [3], Paths(model, (4,)).reach)
-    assert mask["0.weight"].tolist() == [[False, False, True, True]]
-    assert mask["2.weight"].tolist() == [[True]]
+    model = net(4, 2, 1)
+    before = full_mask(model)
+    # unit 1 is read by nobody among the best: its inputs of saliency 3 are dead, those of unit 0 tie
+    saliency = {"0.weight": torch.tensor([[1.0] * 4, [3.0] * 4]), "2.weight": torch.tensor([[9.0, 0.1]])}
+    mask = prune_live(saliency, before, [Pool(tuple(saliency), 0.5)], [4], Paths(model, (4,)).reach)
+    assert mask["0.weight"].tolist() == [[False, True, True, True], [False] * 4]
+    assert mask["2.weight"].tolist() == [[True, False]]

@@ -11,6 +11,7 @@ from ticketlab.pruning.masks import full_mask, masked, prunable
 from ticketlab.recipe import TrainSection
 from ticketlab.training.loop import Adjust, evaluate, revived, train_steps
 from ticketlab.training.optim import learning_rate, make_optimizer
+from ticketlab.training.trainable import make_trainable
 
 OPTIMIZERS = [
     {"optimizer": "sgd"},
@@ -162,3 +163,27 @@ def test_slimming_pulls_every_scale_towards_zero_by_the_same_amount():
     moved = slim["1.weight"] - plain["1.weight"]
     assert torch.allclose(moved, torch.tensor([-0.0625, 0.0625, -0.0625, 0.0]), atol=1e-7)
     assert all(torch.equal(slim[name], plain[name]) for name in plain if name != "1.weight")
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_noise_on_gradients_has_the_deviation_that_was_asked_for(sparse, monkeypatch):
+    monkeypatch.setattr("ticketlab.training.sparse.PAYS_BELOW", 0.25 if sparse else -1.0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 10))
+    mask = ticket(model, 0.2)
+    batch = next(random_batches())
+    steps = {}
+    for strength in (0.0, 2.0):
+        net = make_trainable(model, masked(model.state_dict(), mask), mask, torch.device("cpu"))
+        assert bool(net.sparse) == sparse
+        optimizer = torch.optim.SGD(net.model.parameters(), lr=1.0)
+        adjust = Adjust(noise=net.noise(strength))
+        list(train_steps(net.model, iter([batch]), optimizer, lambda _: 1.0, net.mask, 0, 1, adjust))
+        after = net.whole(net.model.state_dict())
+        steps[strength] = {name: after[name] - model.state_dict()[name] * mask[name] for name in mask}
+    for name, kept in mask.items():
+        noise = (steps[2.0][name] - steps[0.0][name])[kept]
+        # λ · ‖g‖ / √(all weights of the tensor), whether removed ones are stored or not
+        expected = 2.0 * float(steps[0.0][name].norm()) / kept.numel() ** 0.5
+        assert float(noise.std()) == pytest.approx(expected, rel=0.1)
+        assert not (steps[2.0][name][~kept]).any()

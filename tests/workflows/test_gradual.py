@@ -105,6 +105,44 @@ def test_the_run_equals_a_plain_loop(run, overrides, saliency):
         assert sum(int(count.sum()) for name, count in flips.items()) > 100
 
 
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("optimizer", [(), ("train.optimizer=adam", "train.momentum=0", "train.lr=0.02")], ids=str)
+def test_counts_go_on_from_level_to_level_unless_they_are_reset(run, reset, optimizer, monkeypatch):
+    from ticketlab.pruning.sign_flips import SignFlips
+
+    happened = []
+    update = SignFlips.update_
+
+    def noted(self):
+        flipped = update(self)
+        happened.append({n: part.clone() for n, part in zip(self.weights, flipped.split(self._sizes), strict=True)})
+        return flipped
+
+    monkeypatch.setattr(SignFlips, "update_", noted)
+    rates = ("pruning.rate=0.1", "pruning.levels=3", "train.gradient_noise=3.0", f"sign_flips.reset={reset}".lower())
+    _, store, _ = run(*FLIPOUT, *optimizer, *rates)
+    mask, counted = store.read_ticket(1, 3).mask, store.read_flips(1, 3)
+    first = 21 if reset else 0  # 30 steps in four levels of 7, the last one of 9
+    total = 0
+    for name, kept in mask.items():
+        expected = sum(flips[name].int() for flips in happened[first:]).view(kept.shape)
+        assert torch.equal(counted[f"counts/{name}"].int()[kept], expected[kept])
+        total += int(expected[kept].sum())
+    assert total > 50 and len(happened) == 30
+
+
+def test_a_half_life_goes_on_from_level_to_level(run):
+    _, store, _ = run(*FLIPOUT, "pruning.levels=2", "pruning.rate=0.1", "sign_flips.half_life=3it",
+                      "train.gradient_noise=3.0")  # fmt: skip
+    for name, kept in store.read_ticket(1, 2).mask.items():
+        recent, counts = (store.read_flips(1, 2)[f"{kind}/{name}"][kept] for kind in ("recent", "counts"))
+        before = store.read_flips(1, 1)[f"recent/{name}"][kept]
+        quiet = counts == store.read_flips(1, 1)[f"counts/{name}"][kept]
+        # ten steps without a flip leave 2^(−10/3) of what was there
+        torch.testing.assert_close(recent[quiet], before[quiet] * 2 ** (-10 / 3))
+        assert quiet.any() and before[quiet].any()
+
+
 def test_a_cubic_schedule_removes_most_early_and_ends_at_the_same_count(run):
     _, _, told = run(*GRADUAL, "pruning.levels=4", "schedule.shape=cubic")
     # 3137 + 47063 · (1 − n/4)³ by hand: 22991.7 9019.9 3872.4 3137
@@ -163,6 +201,15 @@ def test_first_flip_removes_only_what_flipped_until_the_count_is_reached(run):
         assert (counts[f"counts/{name}"][~kept] == 1).all()
         assert not final[name][~kept].any() and start[name][~kept].all()
     assert plan.schedule.completed(1) == 18
+
+
+def test_of_a_level_that_loses_weights_only_points_at_its_density_count(run):
+    rates = ("pruning.levels=1", "pruning.rate=0.998", "train.evaluate_every=1it")
+    _, store, told = run(*FIRST_FLIP, *rates)
+    level = levels_of(told)[1]
+    assert level.early_stop_step >= 18
+    early = store.read_weights(1, 1, "early_stop")
+    assert sum(int((early[name] != 0).sum()) for name in store.read_ticket(1, 1).mask) <= level.remaining == 100
 
 
 def test_what_has_not_flipped_by_the_middle_of_the_level_goes_by_the_criterion(run):
@@ -230,10 +277,18 @@ def test_watching_changes_no_weight(run):
     (("pruning.criterion=flipout", "sign_flips.reset=true"), "sign_flips.reset: imp counts anew"),
     (("sign_flips.at_once=1",), "sign_flips.at_once: belongs to method: sign_flip"),
     (("method=gradual", "schedule.every=20it"), "schedule.every: the last of 2 prunings, at step 40, leaves no time"),
-    (("method=gradual", "schedule.first=30it"), "pruning.levels: 2 prunings do not fit"),
-    (("method=gradual", "pruning.levels=40"), "pruning.levels: 40 prunings do not fit"),
+    (("method=gradual", "schedule.first=30it"), "pruning.levels: 2 prunings do not fit before step 30"),
+    (("method=gradual", "pruning.levels=40"), "pruning.levels: 40 prunings do not fit before step 30"),
+    (("method=gradual", "pruning.rate=0.99", "pruning.levels=9"), "nothing is left to remove from level 4 on"),
+    (("method=gradual", "schedule.until=1it"), "schedule.until: 2 prunings do not fit before step 1"),
     (("method=gradual", "schedule.first=0it"), "schedule.first: must be at least 1it"),
     (("pruning.criterion=flipout", "pruning.options={p: -1}"), "p is a number from 0"),
+    (("pruning.criterion=flipout", "pruning.options={p: a}"), "options of 'flipout' are numbers"),
+    (("method=gradual", "schedule.first=20it", "schedule.until=10it"), "schedule.until: step 10 does not come after"),
+    (("method=gradual", "schedule.until=30it"), "schedule.until: step 30 does not come before the end"),
+    (("method=gradual", "schedule={until: 20it, every: 5it}"), "schedule.until: say every or until"),
+    ((*FIRST_FLIP, "schedule.every=1it"), "sign_flips.at_once: needs at least 2 steps"),
+    ((*FIRST_FLIP, "pruning.reclaim=dead_paths"), "pruning.reclaim: what flips goes at once"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_refused_before_training(run, overrides, message):
     with pytest.raises(RecipeError) as error:

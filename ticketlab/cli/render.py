@@ -310,11 +310,13 @@ def study(done: Study, json: bool) -> None:
 
 def compared(done: Compared, json: bool) -> None:
     """Methods side by side: accuracies, costs, verdicts."""
-    from ticketlab.comparison import as_dict, verdicts
+    from ticketlab.comparison import as_dict, said, verdicts
 
     if json:
         result({"comparisons": [as_dict(one) for one in done.comparisons], "files": [str(path) for path in done.files]})
         return
+    for text in done.left_out:
+        note(f"left out: {text}")
     for one in done.comparisons:
         columns = ["method", *(f"{100 * density:.3g} %" for density in one.densities())]
         table = _table(f"{one.data}: test accuracy % ± 95 % t interval, by density", columns)
@@ -322,7 +324,8 @@ def compared(done: Compared, json: bool) -> None:
             found = [one.at(method, density) for density in one.densities()]
             table.add_row(method, *(_accuracy_cell(point) for point in found))
         _print(table)
-        note("unless a name says otherwise: " + ", ".join(f"{name} {value}" for name, value in one.common.items()))
+        if common := said(one.common):
+            note(f"unless a name says otherwise: {common}")
         note(f"▲ ahead of, ▼ behind '{one.baseline}' by more than the interval of the paired difference; (n) seeds")
         costs = _table(
             "all training, search included: 10⁹ operations executed / seconds / effective density %", columns

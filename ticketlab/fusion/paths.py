@@ -57,8 +57,9 @@ class Paths:
         except Exception as error:
             first = str(error).partition("\n")[0]
             raise FusionError(f"paths through the network cannot be followed ({first})") from error
+        # a layer that no rule covers has no gradient
         return {
-            name: torch.zeros_like(kept) if gradient is None else (gradient > 0).to(device)
+            name: torch.ones_like(kept) if gradient is None else (gradient > 0).to(device)
             for (name, kept), gradient in zip(mask.items(), found, strict=True)
         }
 
@@ -67,13 +68,17 @@ class Paths:
         return {name: mask[name] & reached for name, reached in self.reach(mask).items()}
 
 
-def effective_density(model: nn.Module, shape: tuple[int, ...], mask: Mask) -> float | None:
-    """Density of the weights on paths from input to output (Vysogorets & Kempe 2023); None where it is unknown."""
+def effective_density(model: nn.Module, shape: tuple[int, ...], mask: Mask, whole: int | None = None) -> float | None:
+    """Density of the weights on paths from input to output (Vysogorets & Kempe 2023); None where it is unknown.
+
+    Args:
+        whole: Weights of the dense network; those of the mask if left out.
+    """
     try:
         live = Paths(model, shape).live(mask)
     except FusionError:
         return None
-    return remaining(live) / total(mask)
+    return remaining(live) / (whole or total(mask))
 
 
 @torch.enable_grad()

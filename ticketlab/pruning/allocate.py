@@ -82,7 +82,7 @@ def keep_cubic(pool: Pool, sizes: Mapping[str, int], level: int, levels: int) ->
     n − (n − end) · (1 − (1 − level/levels)³), halves rounded up (Zhu & Gupta 2017, equation 1).
     """
     count, end = (keep_count(pool, sizes, at) for at in (0, levels))
-    return max(math.floor(end + (count - end) * (1 - level / levels) ** 3 + 0.5), end)
+    return math.floor(end + (count - end) * (1 - level / levels) ** 3 + 0.5)
 
 
 def keep_at(pool: Pool, sizes: Mapping[str, int], density: float, rate: float) -> int:

@@ -42,6 +42,7 @@ def prune_live(
     if remaining(_live(chosen, reach)) < remaining(usual):
         other = _filled(_thinned(_live(before, reach), place, quotas, reach), before, place, quotas, reach)
         chosen = max(chosen, other, key=lambda mask: remaining(_live(mask, reach)))
+    assert all(_count(chosen, pool) == keep for pool, keep in quotas), "a count is not exact"
     return chosen
 
 
@@ -49,7 +50,10 @@ def _filled(live: Mask, before: Mask, place: Mapping[str, Tensor], quotas: Quota
     """A live mask with exact counts: of live weights as far as single ones can be added to it, else of any."""
     # a seed in an empty layer may end up beside the paths that grow from the others: drop it and fill up once more
     for _ in range(len(before)):
-        chosen = _grown(_seeded(live, before, place), before, place, quotas, reach)
+        chosen = _seeded(live, before, place)
+        for pool, keep in quotas:
+            _remove_lowest_(chosen, place, pool, _count(chosen, pool) - keep)
+        chosen = _grown(chosen, before, place, quotas, reach)
         live = _live(chosen, reach)
         if remaining(live) == remaining(chosen) or not all(kept.any() for kept in live.values()):
             break
@@ -79,10 +83,11 @@ def _thinned(live: Mask, place: Mapping[str, Tensor], quotas: Quotas, reach: Rea
 
 
 def _remove_lowest_(mask: Mask, place: Mapping[str, Tensor], pool: Pool, count: int) -> None:
-    """Remove the least salient weights of a pool, but of no layer its best one."""
+    """Remove the least salient weights of a pool, but of no layer its best one; none for a count below one."""
     best = {name: torch.where(mask[name], place[name], -1).max() for name in pool.layers}
     ranked = torch.cat([place[name][mask[name] & (place[name] < best[name])] for name in pool.layers])
-    if count := min(count, len(ranked)):
+    count = min(count, len(ranked))
+    if count > 0:
         limit = ranked.kthvalue(count).values
         for name in pool.layers:
             mask[name] &= (place[name] > limit) | (place[name] >= best[name])

@@ -339,7 +339,10 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
 def find_runs(root: Path, name: str, kind: str) -> list[RunStore]:
     """All runs of a kind that a path, a name or a prefix fits; raises RunError that suggests the nearest name."""
     if (Path(name) / "manifest.json").is_file():
-        return [RunStore(Path(name))]
+        run = RunStore(Path(name))
+        if run.kind != kind:
+            raise RunError(f"{name} was made by ticketlab {run.kind}, not by ticketlab {kind}")
+        return [run]
     known = [run for run in list_runs(root) if _is_kind(run, kind)]
     matching = [run for run in known if run.name == name] or [run for run in known if run.name.startswith(name)]
     if not matching:

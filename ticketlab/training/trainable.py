@@ -36,11 +36,13 @@ class Trainable:
         return here
 
     def masks(self) -> Mask:
-        """The whole mask, on the CPU."""
-        if not self.frozen:
-            return {name: kept.cpu() for name, kept in (*self.mask.items(), *self.sparse.items())}
+        """The whole mask, on the CPU, in the network's order."""
         numbers = {id(parameter): kept for parameter, kept in self.frozen}
-        return {name: self.spread(name, numbers[id(p)] > 0) for name, p in self.prunable().items()}
+        both = {**self.mask, **self.sparse}
+        return {
+            name: self.spread(name, numbers[id(parameter)] > 0) if numbers else both[name].cpu()
+            for name, parameter in self.prunable().items()
+        }
 
     def shrinkable_(self) -> None:
         """Prepare for `remove_`."""
@@ -65,8 +67,8 @@ class Trainable:
 
     def prunable(self) -> dict[str, nn.Parameter]:
         """The parameter in which each prunable weight is trained: whole, or its remaining values in a row."""
-        parameters = dict(self.model.named_parameters())
-        return {name: parameters[_values(name) if name in self.sparse else name] for name in (*self.mask, *self.sparse)}
+        names = self._whole_names().items()
+        return {name: parameter for parameter, name in names if name in self.mask or name in self.sparse}
 
     def spread(self, name: str, values: Tensor) -> Tensor:
         """Numbers of a trained weight in the whole weight's shape, on the CPU; 0 for those that are not stored."""
@@ -101,7 +103,7 @@ class Trainable:
             parameter = parameters[name]
             is_weight = name in self.mask or name in self.sparse
             here = self.gather(name, value) if is_weight and value.dim() else value
-            optimizer.state[parameter][key] = here.clone().to(parameter.device if value.dim() else here.device)
+            optimizer.state[parameter][key] = here.clone().to(parameter.device)
 
     def noise(self, strength: float) -> list[tuple[nn.Parameter, float]]:
         """Parameters with strength / √(numbers in the whole tensor) each, removed ones counted (FlipOut)."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ticketlab.cost import masked_flops, training_flops
+from ticketlab.cost import masked_flops, shares, training_flops
 from ticketlab.pruning.masks import Mask
 from ticketlab.training.sparse import sparse_layers
 from ticketlab.workflows.draw import ticket_network
@@ -36,7 +36,7 @@ def operations(plan: Plan, device: torch.device, mask: Mask, ladder: Sequence[Ma
         if plan.has_channels:
             small = float(sum(training_flops(ticket_network(plan, found), shape).values()))
             return small, small
-        return masked_flops(dense, found, sparse_layers(model, found, device))
+        return masked_flops(dense, shares(found), shares(sparse_layers(model, found, device)))
 
     whole, counted = sum(dense.values()), [count(found) for found in (*ladder, mask)]
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from itertools import pairwise
@@ -118,6 +118,17 @@ class Plan:
         return self.start(level + 1) if self.schedule and level < self.levels else self.steps
 
 
+def _stuck_at(pools: Sequence[Pool], sizes: Mapping[str, int], levels: int) -> int:
+    """The first level that keeps what the one before it keeps; one more than `levels` where there is none."""
+    before = [keep_count(pool, sizes, 0) for pool in pools]
+    for level in range(1, levels + 1):
+        keeps = [keep_count(pool, sizes, level) for pool in pools]
+        if keeps == before:
+            return level
+        before = keeps
+    return levels + 1
+
+
 def user_files(file: RecipeFile) -> dict[str, str]:
     """Digest of each Python file that the recipe names."""
     named = [*file.recipe.plugins, *([file.recipe.model.file] if file.recipe.model.file else [])]
@@ -165,8 +176,11 @@ def _check_values(recipe: Recipe) -> list[Problem]:
     evidence = Evidence(some, torch.Generator(), 0.5, some, some, some)
     try:
         criteria.find(name)(some, evidence, **options)
-    except (PruningError, TypeError, RuntimeError) as error:
-        return [] if check_options(criteria.find(name), options) else [(("pruning", "options"), str(error))]
+    except PruningError as error:
+        return [(("pruning", "options"), str(error))]
+    except TypeError:
+        unknown = check_options(criteria.find(name), options)  # told elsewhere
+        return [] if unknown else [(("pruning", "options"), f"options of '{name}' are numbers")]
     return []
 
 
@@ -283,6 +297,9 @@ def _pools(recipe: Recipe, sizes: Mapping[str, int]) -> list[Pool]:
         keeps = each[0]
     else:
         keeps = [keep_count(pool, sizes, 1) for pool in pools]
+        stuck = _stuck_at(pools, sizes, recipe.pruning.levels)
+        if 1 < stuck <= recipe.pruning.levels:
+            raise PruningError(f"nothing is left to remove from level {stuck} on; ask for at most {stuck - 1} levels")
     if keeps == [keep_count(pool, sizes, 0) for pool in pools]:
         raise PruningError("nothing would ever be removed; raise the rate, lower the densities or ignore fewer layers")
     return pools

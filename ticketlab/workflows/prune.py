@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from ticketlab.pruning.early_bird import nearly_empty
-from ticketlab.pruning.masks import Mask, masked
-from ticketlab.runs.store import RunStore
+from ticketlab.pruning.masks import Mask, masked, remaining
+from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.at_once import AtOnce
@@ -41,17 +41,20 @@ def prune_replicate(plan: Plan, store: RunStore, replicate: int, settings: Setti
     for index in range(plan.levels + 1):
         if store.has_level(replicate, index):
             yield store.read_level(replicate, index)
+            store.drop_optimizer(replicate, index - 1)
             continue
         # of a level that loses weights as it trains, the ticket is what its end leaves
         ticket = None if loses_weights(plan, index) else store.read_ticket(replicate, index)
         if ticket is None:
             ticket = draw_ticket(plan, store, replicate, index)
             store.write_ticket(replicate, index, ticket)
-            yield from _warnings(ticket.mask, replicate, index)
+            yield from _warnings(plan, ticket.mask, replicate, index)
         task = _task(plan, store, replicate, index, ticket)
-        yield from train_level(plan, store, task, settings, watches(plan, store, task))
-        if plan.schedule and index:
-            store.drop_optimizer(replicate, index - 1)
+        for seen in train_level(plan, store, task, settings, watches(plan, store, task)):
+            yield seen
+            if isinstance(seen, Level) and seen.effective_density == 0:
+                yield Notice(f"replicate {replicate}, level {index}: no path from input to output is left")
+        store.drop_optimizer(replicate, index - 1)
 
 
 def _task(plan: Plan, store: RunStore, replicate: int, level: int, ticket: Ticket) -> LevelTask:
@@ -64,13 +67,21 @@ def _task(plan: Plan, store: RunStore, replicate: int, level: int, ticket: Ticke
         start=plan.start(level),
         stop=plan.stop(level),
         final_lr=level > 0 and plan.recipe.pruning.after == "finetune",
+        settled=plan.schedule.completed(level) if plan.schedule and level else 0,
         optimizer=store.read_optimizer(replicate, level - 1) if plan.schedule and level else None,
     )
 
 
-def _warnings(mask: Mask, replicate: int, level: int) -> Iterator[Notice]:
+def _warnings(plan: Plan, mask: Mask, replicate: int, level: int) -> Iterator[Notice]:
+    where = f"replicate {replicate}, level {level}"
     for name in nearly_empty(mask, share=0):
-        yield Notice(f"replicate {replicate}, level {level}: layer '{name}' would be empty; it keeps its last weight")
+        yield Notice(f"{where}: layer '{name}' is down to its last weight")
+    if plan.recipe.pruning.reclaim and level:
+        dead = remaining(mask) - remaining(plan.paths.live(mask))
+        if dead:
+            yield Notice(
+                f"{where}: {dead} weights stay on dead paths, because their layers have more places than live units"
+            )
 
 
 def loses_weights(plan: Plan, level: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ticketlab.pruning.criteria import criteria
@@ -19,6 +20,8 @@ class Schedule:
     starts: tuple[int, ...]
     """Step of each pruning, from level 1 on."""
     every: int
+    stop: int
+    """End of training."""
     at_once: int | None
     """Flips at which a weight goes at once; None: weights go at the starts only."""
 
@@ -28,8 +31,10 @@ class Schedule:
 
 
 def make_schedule(recipe: Recipe, per_epoch: int) -> Schedule:
-    """The prunings of a recipe; evenly spaced, as FlipOut's, with as long before the first and after the last one
-    where the recipe says nothing else."""
+    """The prunings of a recipe, evenly spaced by whole steps.
+
+    Where the recipe says nothing else, as long before the first and after the last one: FlipOut's schedule.
+    """
     section, stop, levels = recipe.schedule, recipe.train.steps.steps(per_epoch), recipe.pruning.levels
     first, every, until = (
         time.steps(per_epoch) if time is not None else None for time in (section.first, section.every, section.until)
@@ -40,28 +45,43 @@ def make_schedule(recipe: Recipe, per_epoch: int) -> Schedule:
         intervals = levels - 1 + (first is None) + (until is None)
         every = span // intervals if intervals else stop - (first or 0)
     first = every if first is None else first
-    return Schedule(tuple(first + every * index for index in range(levels)), every, recipe.sign_flips.at_once)
+    starts = tuple(first + every * index for index in range(levels))
+    return Schedule(starts, every, stop, recipe.sign_flips.at_once)
 
 
 def check_schedule(recipe: Recipe, per_epoch: int) -> list[Problem]:
     """Times that do not fit together, once the length of an epoch is known."""
-    stop = recipe.train.steps.steps(per_epoch)
-    section = recipe.schedule
-    for name, time in (("first", section.first), ("every", section.every), ("until", section.until)):
-        if time is not None and time.steps(per_epoch) < 1:
-            return [(("schedule", name), "must be at least 1it")]
-    if section.every and section.until:
-        return [(("schedule", "until"), "say every or until, not both")]
-    if section.until and section.until.steps(per_epoch) >= stop:
-        return [(("schedule", "until"), f"must come before the end of training at step {stop}")]
-    made = make_schedule(recipe, per_epoch)
-    last = made.starts[-1]
+    section, levels, stop = recipe.schedule, recipe.pruning.levels, recipe.train.steps.steps(per_epoch)
+    named = {"first": section.first, "every": section.every, "until": section.until}
+    given = {name: time.steps(per_epoch) for name, time in named.items() if time is not None}
+    none: list[Problem] = [(("schedule", name), "must be at least 1it") for name, steps in given.items() if steps < 1]
+    return none or _check_until(given, levels, stop) or _check_prunings(recipe, given, make_schedule(recipe, per_epoch))
+
+
+def _check_until(given: Mapping[str, int], levels: int, stop: int) -> list[Problem]:
+    if "until" not in given:
+        return []
+    until, first = given["until"], given.get("first", 0)
+    rules = {
+        "say every or until, not both": "every" in given,
+        f"step {until} does not come before the end of training at step {stop}": until >= stop,
+        f"step {until} does not come after schedule.first, step {first}": until <= first,
+        "with a single pruning, say first or until, not both": "first" in given and levels == 1,
+    }
+    problems: list[Problem] = [(("schedule", "until"), message) for message, is_broken in rules.items() if is_broken]
+    return problems[:1]
+
+
+def _check_prunings(recipe: Recipe, given: Mapping[str, int], made: Schedule) -> list[Problem]:
+    levels, stop = recipe.pruning.levels, made.stop
     if made.every < 1 or made.starts[0] < 1:
-        return [(("pruning", "levels"), f"{recipe.pruning.levels} prunings do not fit into {stop} steps")]
-    if made.completed(recipe.pruning.levels) >= stop:
-        key = next((name for name in ("every", "until", "first") if getattr(section, name)), "first")
-        what = f"the last of {recipe.pruning.levels} prunings, at step {last}"
-        return [(("schedule", key), f"{what}, leaves no time before the end of training at step {stop}")]
+        key = ("schedule", "until") if "until" in given else ("pruning", "levels")
+        return [(key, f"{levels} prunings do not fit before step {given.get('until', stop)}")]
+    if recipe.sign_flips.at_once and made.every < 2:
+        return [(("sign_flips", "at_once"), "needs at least 2 steps from one level to the next")]
+    if made.completed(levels) >= stop:
+        what = f"the last of {levels} prunings, at step {made.starts[-1]}"
+        return [(("schedule", next(iter(given), "first")), f"{what}, leaves no time before the end at step {stop}")]
     return []
 
 
@@ -121,6 +141,10 @@ def check_counting(recipe: Recipe) -> list[Problem]:
         (
             flips != SignFlipsSection() and not counts_flips(recipe),
             (("sign_flips",), "nothing counts sign flips here: add watch: [sign_flips], or a criterion that sees them"),
+        ),
+        (
+            flips.at_once is not None and pruning.reclaim is not None,
+            (("pruning", "reclaim"), "what flips goes at once, on a path or not; leave reclaim or at_once out"),
         ),
         (
             of_channels and sees,

@@ -167,7 +167,9 @@ def next_mask(
     Raises FailedRun that names the criterion where its saliency is of no use.
     """
     numbers = {name: trained[name] for name in before}
-    observed = Observed(derive_seed(replicate_seed(plan, replicate), "criterion", level), initial, flips=flips)
+    progress = plan.schedule.completed(level) / plan.steps if plan.schedule else 1.0
+    seed = derive_seed(replicate_seed(plan, replicate), "criterion", level)
+    observed = Observed(seed, initial, progress, flips)
     saliency = saliencies(plan, numbers, before, observed, f"level {level}")
     try:
         return cut(plan, saliency, before, plan.keeps(level))

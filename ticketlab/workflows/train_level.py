@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ticketlab.cost import masked_flops, training_flops
+from ticketlab.cost import masked_flops, shares, training_flops
 from ticketlab.data.batches import Examples, Splits, shuffled_batches
-from ticketlab.errors import FailedRun, Interrupted
+from ticketlab.errors import FailedRun, Interrupted, RunError
 from ticketlab.fusion.paths import effective_density
 from ticketlab.models.compact import rebuild
 from ticketlab.pruning.masks import Mask, remaining
@@ -54,6 +54,8 @@ class LevelTask:
     stop: int
     final_lr: bool = False
     """Train at the schedule's last learning rate throughout."""
+    settled: int = 0
+    """Step from which the level has its density; weights of before are never its best ones."""
     optimizer: State | None = None
     """What the optimizer remembers from the level before; None: it starts empty."""
 
@@ -138,6 +140,8 @@ class Trainer:
     net: Trainable
     optimizer: torch.optim.Optimizer
     step: int
+    settled: int
+    """As the task's."""
     best: State = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
@@ -149,9 +153,10 @@ class Trainer:
         """The network that is trained."""
         return self.net.model
 
-    def best_point(self) -> dict[str, float]:
-        """The point of the curve with the smallest validation loss; the first of several."""
-        return min(self.curve, key=lambda point: point["val_loss"])
+    def best_point(self) -> dict[str, float] | None:
+        """The point of the curve with the smallest validation loss; the first of several, None before any counts."""
+        counting = (point for point in self.curve if point["step"] >= self.settled)
+        return min(counting, key=lambda point: point["val_loss"], default=None)
 
 
 def train_level(
@@ -212,7 +217,7 @@ def _make_trainer(plan: Plan, task: LevelTask, device: torch.device) -> Trainer:
     optimizer = make_optimizer(net.model.parameters(), plan.recipe.train)
     if task.optimizer is not None:
         net.restore_optimizer_(optimizer, task.optimizer)
-    return Trainer(whole, net, optimizer, task.start)
+    return Trainer(whole, net, optimizer, task.start, task.settled)
 
 
 def _is_done(watches: Sequence[Watch]) -> bool:
@@ -271,12 +276,15 @@ def _finish(plan: Plan, task: LevelTask, trainer: Trainer, watches: Sequence[Wat
     """Read the test set at the end and at the early-stop step, once each."""
     began = time.perf_counter()
     early, last = trainer.best_point(), trainer.curve[-1]
+    assert early is not None, "a level ends after it has its density"
     final_loss, final_accuracy = evaluate(trainer.model, splits.test)
     trainer.model.load_state_dict(trainer.best)
     test_loss, test_accuracy = evaluate(trainer.model, splits.test)
     mask, total, shape = trainer.net.masks(), sum(plan.sizes.values()), plan.data.dataset.input_shape
     examples = (trainer.step - task.start) * plan.recipe.train.batch_size
-    executed, left = masked_flops(training_flops(trainer.whole, shape), mask, trainer.net.sparse)
+    executed, left = masked_flops(
+        training_flops(trainer.whole, shape), _mean_shares(plan, task, mask), shares(trainer.net.sparse)
+    )
     extra = {name: value for watch in watches for name, value in watch.record().items()}
     return Level(
         replicate=task.replicate,
@@ -298,11 +306,18 @@ def _finish(plan: Plan, task: LevelTask, trainer: Trainer, watches: Sequence[Wat
         step_ms=statistics.median(point["step_ms"] for point in trainer.curve),
         layers={name: int(mask[name].sum()) / plan.sizes[name] for name in task.mask},
         curve=tuple(trainer.curve),
-        effective_density=effective_density(trainer.whole, shape, mask),
+        effective_density=effective_density(trainer.whole, shape, mask, total),
         flops=executed * examples,
         remaining_flops=left * examples,
         **extra,
     )
+
+
+def _mean_shares(plan: Plan, task: LevelTask, end: Mask) -> dict[str, float]:
+    """Share of each layer's weights that a level had on average; taken as falling evenly where they go at once."""
+    lost = (task.settled - task.start) / (2 * (task.stop - task.start)) if task.settled else 0.0
+    first, last = shares(task.mask), shares(end)
+    return {name: first[name] * lost + last[name] * (1 - lost) for name in last}
 
 
 def _save(trainer: Trainer, watches: Sequence[Watch], store: RunStore, task: LevelTask) -> None:
@@ -330,6 +345,8 @@ def _restore(trainer: Trainer, watches: Sequence[Watch], checkpoint: tuple[State
         _restore_trainer(trainer, tensors, facts)
     for watch in watches:
         watch.begin(trainer.net, trainer.optimizer)
+        if checkpoint is not None and f"watch/{watch.name}" not in facts:
+            raise RunError("the unfinished level was saved by another version of ticketlab; delete its checkpoint")
         if checkpoint is not None:
             watch.restore(_under(f"watch/{watch.name}/", tensors), facts[f"watch/{watch.name}"])
 
