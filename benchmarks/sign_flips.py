@@ -53,15 +53,16 @@ def tasks(what: str) -> list[Task]:
     lenet = "recipes/hybrid_lenet_mnist.yaml"
     every = {**MAIN, **MORE}
     if what == "extreme":
-        names = ("magnitude", "FlipOut", "magnitude + noise, live paths", "hybrid, live paths",
+        chosen = ("magnitude", "FlipOut", "magnitude + noise, live paths", "hybrid, live paths",
                  "FlipOut, counts reset, live paths")  # fmt: skip
         fresh = ["seed=10", "replicates=10"]
         return [
-            ("MNIST", name, lenet, [*every[name], *fresh, f"pruning.levels={n}"]) for n in (10, 9) for name in names
+            ("MNIST", name, lenet, [*every[name], *fresh, f"pruning.levels={n}"]) for n in (10, 9) for name in chosen
         ]
     if what == "conv":
         small = "recipes/flipout_conv4_cifar10_small.yaml"
-        return [("CIFAR-10", name, small, MAIN[name]) for name in MAIN if "without" not in name]
+        few = ("magnitude", "magnitude + noise", "FlipOut", "hybrid")
+        return [("CIFAR-10", name, small, MAIN[name]) for name in few]
     names = {
         "mnist": tuple(MAIN),
         "fashion_mnist": ("magnitude", "magnitude + noise", "FlipOut", "hybrid", "hybrid, live paths"),

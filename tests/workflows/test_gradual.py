@@ -279,7 +279,7 @@ def test_watching_changes_no_weight(run):
     (("method=gradual", "schedule.every=20it"), "schedule.every: the last of 2 prunings, at step 40, leaves no time"),
     (("method=gradual", "schedule.first=30it"), "pruning.levels: 2 prunings do not fit before step 30"),
     (("method=gradual", "pruning.levels=40"), "pruning.levels: 40 prunings do not fit before step 30"),
-    (("method=gradual", "pruning.rate=0.99", "pruning.levels=9"), "nothing is left to remove from level 4 on"),
+    (("method=gradual", *GLOBAL, "pruning.rate=0.99", "pruning.levels=9"), "nothing is left to remove from level 4 on"),
     (("method=gradual", "schedule.until=1it"), "schedule.until: 2 prunings do not fit before step 1"),
     (("method=gradual", "schedule.first=0it"), "schedule.first: must be at least 1it"),
     (("pruning.criterion=flipout", "pruning.options={p: -1}"), "p is a number from 0"),
