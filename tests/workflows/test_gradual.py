@@ -13,6 +13,7 @@ from ticketlab.pruning.masks import remaining
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.training.loop import revived
+from ticketlab.workflows.early_bird import early_bird_replicate
 from ticketlab.workflows.plan import load_data, make_plan
 from ticketlab.workflows.prune import prune_replicate
 from ticketlab.workflows.train_level import Notice, Settings
@@ -310,3 +311,33 @@ def test_no_weight_that_trains_on_is_revived_by_any_optimizer(run):
         model = plan.build(0)
         model.load_state_dict(store.read_weights(1, 2, "final"))
         assert revived(model, store.read_ticket(1, 2).mask) == []
+
+
+def test_an_early_bird_search_can_judge_by_flips_and_resumes_bit_for_bit(tiny, places, tmp_path):
+    plan = make_plan(*load_data(tiny(
+        "method=early_bird", "pruning.criterion=hybrid", "pruning.levels=10", "pruning.output_rate=null",
+        "pruning.scope=global", "pruning.reclaim=dead_paths", "early_bird={densities: [0.3], every: 5it, window: 3, epsilon: 1e-9}",
+        "watch=[sign_flips]", "train.lr=0.01",
+    ), places))  # fmt: skip
+
+    def go(folder, settings):
+        store = RunStore(tmp_path / folder)
+        return store, levels_of(early_bird_replicate(plan, store, 1, settings))
+
+    whole, levels = go("whole", Settings())
+    assert levels[1].remaining == 15060 and levels[1].effective_density == levels[1].density
+    assert all(level.sign_flips is not None for level in levels)
+    # nothing settles so closely: the draw is at the end, and the counts that it saw are those of the end
+    assert whole.read_result("replicate_1/search.json")["draws"][0]["step"] == 30
+    flips, mask, final = whole.read_flips(1, 0), whole.read_ticket(1, 1).mask, whole.read_weights(1, 0, "final")
+    kept = torch.cat([kept.flatten() for kept in mask.values()])
+    steady = -torch.cat([flips[f"counts/{name}"].flatten() for name in mask]).double()
+    sizes = torch.cat([final[name].abs().flatten() for name in mask])
+    assert steady[kept].mean() > steady[~kept].mean() and sizes[kept].mean() > sizes[~kept].mean()
+    for steps in (4, 12, 21):
+        settings = Settings(should_stop=iter([False] * (steps - 1) + [True] + [False] * 99).__next__)
+        with pytest.raises(Interrupted):
+            go(f"stopped_{steps}", settings)
+        store, resumed = go(f"stopped_{steps}", Settings())
+        assert [untimed(level) for level in resumed] == [untimed(level) for level in levels]
+        assert equal(states(store, 2), states(whole, 2))

@@ -144,6 +144,8 @@ def _work(body: Body, replicate: int, messages: Connection) -> None:
             messages.send(message)
     except TicketlabError as error:
         messages.send(error)
+    except BrokenPipeError:
+        return  # the parent is gone, and nobody is left to tell
 
 
 def _end_with_parent(parent: int) -> None:
