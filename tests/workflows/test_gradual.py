@@ -316,7 +316,8 @@ def test_no_weight_that_trains_on_is_revived_by_any_optimizer(run):
 def test_an_early_bird_search_can_judge_by_flips_and_resumes_bit_for_bit(tiny, places, tmp_path):
     plan = make_plan(*load_data(tiny(
         "method=early_bird", "pruning.criterion=hybrid", "pruning.levels=10", "pruning.output_rate=null",
-        "pruning.scope=global", "pruning.reclaim=dead_paths", "early_bird={densities: [0.3], every: 5it, window: 3, epsilon: 1e-9}",
+        "pruning.scope=global", "pruning.reclaim=dead_paths",
+        "early_bird={densities: [0.3], every: 5it, window: 3, epsilon: 1e-9}",
         "watch=[sign_flips]", "train.lr=0.01",
     ), places))  # fmt: skip
 
