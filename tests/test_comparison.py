@@ -3,11 +3,17 @@ from dataclasses import replace
 
 import pytest
 
-from ticketlab.comparison import common_settings, compare, method_names, run_networks, table_rows, verdicts
+from ticketlab import comparison
+from ticketlab.comparison import common_settings, method_names, run_networks, table_rows, verdicts
 from ticketlab.errors import RunError
 from ticketlab.figures import encode, methods_side_by_side
 from ticketlab.recipe_file import parse_recipe, recipe_yaml
 from ticketlab.runs.store import Level, RunStore
+
+
+def compare(stores, against=None):
+    return comparison.compare([network for store in stores for network in run_networks(store)], against)
+
 
 BASE = {"model": {"name": "lenet_300_100"}, "data": {"name": "mnist"}, "train": {"steps": "10it"}}
 

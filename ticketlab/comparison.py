@@ -105,14 +105,11 @@ class Comparison:
         return next((p for p in self.points if p.method == method and p.density == density), None)
 
 
-def compare(stores: Sequence[RunStore], against: str | None = None) -> list[Comparison]:
-    """Every network of the runs, by data and model; `against` begins the baseline's name or run: else plain magnitude.
+def compare(networks: Sequence[Network], against: str | None = None) -> list[Comparison]:
+    """The networks by data and model; `against` begins the baseline's name or run: else plain magnitude.
 
     Raises RunError for a baseline that no run is.
     """
-    networks = [network for store in stores for network in run_networks(store)]
-    if not networks:
-        raise RunError("none of these runs has finished a network that could be compared")
     found = [
         _comparison(data, [network for network in networks if network.data == data], against)
         for data in dict.fromkeys(network.data for network in networks)

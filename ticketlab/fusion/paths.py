@@ -8,16 +8,27 @@ inputs has. What is not known counts as live on both sides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
+from torch.fx.passes.shape_prop import TensorMetadata
 from torch.nn import functional
 
 from ticketlab.errors import FusionError
-from ticketlab.fusion.trace import ADDITIONS, PADS, POOLS, REDUCTIONS, SCALINGS, SHAPES, UNARY
+from ticketlab.fusion.trace import (
+    ADDITIONS,
+    PADS,
+    POOLS,
+    REDUCTIONS,
+    SCALINGS,
+    SHAPES,
+    UNARY,
+    flatten,
+    plain,
+    symbolic,
+)
 from ticketlab.models.compact import LINEAR, NORMS
 from ticketlab.pruning.masks import Mask, remaining, total
 
@@ -36,8 +47,7 @@ class Paths:
         model.eval()
         example = torch.zeros(1, *shape)
         try:
-            self.graph = fx.symbolic_trace(model)
-            ShapeProp(self.graph).propagate(example)
+            self.graph = symbolic(model, example)
         except Exception as error:
             first = str(error).partition("\n")[0]
             raise FusionError(f"the network cannot be traced, so paths through it are unknown ({first})") from error
@@ -179,9 +189,9 @@ class _Flood(fx.Interpreter):
 
     def _call(self, what: Any, args: Any, kwargs: Any, layer: nn.Module | None = None) -> Any:  # noqa: PLR0911
         """The rule for a function, method or kind of layer."""
-        inputs = _tensors((args, kwargs))
+        inputs = _tensors(args, kwargs)
         if not inputs or what in ("size", "dim", "numel") or what is getattr:
-            return self._plain(what, args, kwargs, layer)
+            return plain(what, args, kwargs, layer)
         if what in UNARY and len(inputs) == 1:
             return inputs[0]
         if what in POOLS or what in REDUCTIONS:
@@ -191,18 +201,12 @@ class _Flood(fx.Interpreter):
         if what in PADS:
             return functional.pad(args[0], args[1] if len(args) > 1 else kwargs["pad"])
         if what in SHAPES:
-            return self._plain(what, args, kwargs, layer)
+            return plain(what, args, kwargs, layer)
         return self._unknown(inputs)
-
-    @staticmethod
-    def _plain(what: Any, args: Any, kwargs: Any, layer: nn.Module | None) -> Any:
-        if layer is not None:
-            return layer(*args, **kwargs)
-        return getattr(args[0], what)(*args[1:], **kwargs) if isinstance(what, str) else what(*args, **kwargs)
 
     def _pool(self, what: Any, args: Any, kwargs: Any, layer: nn.Module | None) -> Any:
         with torch.no_grad():
-            pooled = self._plain(what, args, kwargs, layer)
+            pooled = plain(what, args, kwargs, layer)
         return _Pool.apply(args[0], pooled) if isinstance(pooled, Tensor) else self._unknown([args[0]])
 
     def _unknown(self, inputs: list[Tensor]) -> Any:
@@ -214,10 +218,5 @@ class _Flood(fx.Interpreter):
         return blank(self.node.meta.get("tensor_meta"))
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    """All tensors in nested lists, tuples and dictionaries."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return _tensors(list(value.values()))
-    return [found for part in value for found in _tensors(part)] if isinstance(value, list | tuple) else []
+def _tensors(*values: Any) -> list[Tensor]:
+    return [value for value in flatten(*values) if isinstance(value, Tensor)]

@@ -100,8 +100,7 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
     mode = model.training
     model.eval()
     try:
-        graph = fx.symbolic_trace(model)
-        ShapeProp(graph).propagate(images)
+        graph = symbolic(model, images)
         numbering = Numbering(graph)
         with torch.no_grad():
             numbering.run(torch.full(images.shape, FOREIGN))
@@ -117,6 +116,13 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
         groups=[group for group in found.groups if group not in fixed],
         frozen=found.frozen + [replace(group, reason="has a fixed number in the network's code") for group in fixed],
     )
+
+
+def symbolic(model: nn.Module, images: Tensor) -> fx.GraphModule:
+    """The network as a graph in which every node knows its shape for one example, (1, …)."""
+    graph = fx.symbolic_trace(model)
+    ShapeProp(graph).propagate(images)
+    return graph
 
 
 class Numbering(fx.Interpreter):
@@ -166,9 +172,9 @@ class Numbering(fx.Interpreter):
     def _call(self, what: Any, args: Any, kwargs: Any, layer: nn.Module | None = None) -> Any:  # noqa: PLR0911
         """The rule for a function, method or kind of layer."""
         known = _lookup(what)
-        tensors = [t for t in _flatten(args, kwargs) if isinstance(t, Tensor)]
+        tensors = [t for t in flatten(args, kwargs) if isinstance(t, Tensor)]
         if not tensors or what in ("size", "dim", "numel") or what is getattr:
-            return layer(*args, **kwargs) if layer else self._plain(what, args, kwargs)
+            return plain(what, args, kwargs, layer)
         if known in UNARY.values() and len(tensors) == 1:
             self.passed.append((tensors[0].unique(), str(known)))
             return tensors[0]
@@ -186,11 +192,8 @@ class Numbering(fx.Interpreter):
             if len(args) <= 2 or not any(args[2:]):
                 return functional.pad(args[0], args[1] if len(args) > 1 else kwargs["pad"], value=CONSTANT)
         elif what in SHAPES:
-            return layer(*args, **kwargs) if layer else self._plain(what, args, kwargs)
+            return plain(what, args, kwargs, layer)
         return self._unknown(args, kwargs)
-
-    def _plain(self, what: Any, args: Any, kwargs: Any) -> Any:
-        return getattr(args[0], what)(*args[1:], **kwargs) if isinstance(what, str) else what(*args, **kwargs)
 
     # --- layers
 
@@ -294,7 +297,7 @@ class Numbering(fx.Interpreter):
         return most if bool(((flat == most[:, None]) | (flat == CONSTANT)).all()) else None
 
     def _freeze(self, numbers: Any, why: str) -> None:
-        for value in _flatten(numbers):
+        for value in flatten(numbers):
             if isinstance(value, Tensor):
                 for number in value.unique().tolist():
                     if number > 0:
@@ -368,13 +371,21 @@ def _lookup(what: Any) -> str | None:
         return None
 
 
-def _flatten(*values: Any) -> list[Any]:
+def plain(what: Any, args: Any, kwargs: Any, layer: nn.Module | None = None) -> Any:
+    """Call a layer, a function or a method as the network does."""
+    if layer is not None:
+        return layer(*args, **kwargs)
+    return getattr(args[0], what)(*args[1:], **kwargs) if isinstance(what, str) else what(*args, **kwargs)
+
+
+def flatten(*values: Any) -> list[Any]:
+    """Everything in nested lists, tuples and dictionaries."""
     found: list[Any] = []
     for value in values:
         if isinstance(value, list | tuple):
-            found += _flatten(*value)
+            found += flatten(*value)
         elif isinstance(value, Mapping):
-            found += _flatten(*value.values())
+            found += flatten(*value.values())
         else:
             found.append(value)
     return found

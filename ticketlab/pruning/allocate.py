@@ -108,7 +108,7 @@ def allocate(saliency: Mapping[str, Tensor], mask: Mask, pool: Pool, keep: int) 
     remove = alive - keep
     if remove < 0 or keep < len(pool.layers):
         raise PruningError(f"cannot keep {keep} of {alive} weights in {', '.join(pool.layers)}")
-    gone = _lowest(torch.cat(values), remove).split([len(part) for part in values])
+    gone = lowest(torch.cat(values), remove).split([len(part) for part in values])
     return {name: _without(mask[name], removed) for name, removed in zip(pool.layers, gone, strict=True)}
 
 
@@ -133,7 +133,7 @@ def _without(mask: Tensor, removed: Tensor) -> Tensor:
     return kept
 
 
-def _lowest(values: Tensor, count: int) -> Tensor:
+def lowest(values: Tensor, count: int) -> Tensor:
     """Where the `count` lowest values stand; of equal ones the earlier. A selection, ten times faster than a sort."""
     if count == 0:
         return torch.zeros_like(values, dtype=torch.bool)

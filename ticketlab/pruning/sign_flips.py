@@ -77,13 +77,14 @@ class SignFlips:
 
     def counts(self) -> dict[str, Tensor]:
         """Flips of each weight since counting began, in the tensors' shapes flattened."""
-        return self._named(self._total + self._byte)
+        return self.named(self._total + self._byte)
 
     def recent(self) -> dict[str, Tensor]:
         """Flips of each weight, those a half-life ago counting half; float32. All flips without a half-life."""
-        return self._named(self._faded()) if self.half_life else self.counts()
+        return self.named(self._faded()) if self.half_life else self.counts()
 
-    def _named(self, flat: Tensor) -> dict[str, Tensor]:
+    def named(self, flat: Tensor) -> dict[str, Tensor]:
+        """Numbers of all tensors in a row, tensor by tensor."""
         return dict(zip(self.weights, flat.split(self._sizes), strict=True))
 
     def state(self) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ticketlab.pruning.allocate import lowest
 from ticketlab.pruning.masks import Mask, masked, pack, unpack
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import LevelEvents
@@ -79,7 +80,8 @@ class AtOnce:
             }
             found = torch.cat([going[name] for name in pool.layers])
             if int(found.sum()) > budget:
-                found = _smallest(torch.cat([sizes[name] for name in pool.layers]), found, budget)
+                among = torch.cat([sizes[name] for name in pool.layers]).masked_fill(~found, torch.inf)
+                found = lowest(among, budget)
             parts = found.split([len(sizes[name]) for name in pool.layers])
             removed |= {n: part.view_as(self.parameters[n]) for n, part in zip(pool.layers, parts, strict=True)}
         return removed if any(bool(gone.any()) for gone in removed.values()) else {}
@@ -121,11 +123,3 @@ class AtOnce:
     def record(self) -> dict[str, Any]:
         """Nothing beside the mask."""
         return {}
-
-
-def _smallest(sizes: Tensor, among: Tensor, count: int) -> Tensor:
-    """The `count` smallest of some numbers; of equal ones the earlier."""
-    order = sizes.masked_fill(~among, torch.inf).argsort(stable=True)
-    chosen = torch.zeros_like(among)
-    chosen[order[:count]] = True
-    return chosen

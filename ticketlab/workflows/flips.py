@@ -72,10 +72,9 @@ class FlipWatch:
         flipped = self.flipped.bool()
         if limit > 1:
             flipped &= torch.cat(list(self.flips.counts().values())) >= limit
-        sizes = [flat.numel() for flat in self.flips.weights.values()]
-        return dict(zip(self.flips.weights, flipped.split(sizes), strict=True))
+        return self.flips.named(flipped)
 
-    def evidence(self) -> Mask:
+    def evidence(self) -> State:
         """Flips of each weight as criteria see them, in the weights' shapes."""
         return {name: self.net.spread(name, values) for name, values in self.flips.recent().items()}
 
@@ -90,10 +89,10 @@ class FlipWatch:
 
     def finish(self, step: int, events: LevelEvents) -> None:
         """Write counts, histograms and, where they are to be looked at, flips against magnitude."""
-        counts, recent = self.flips.counts(), self.flips.recent()
+        counts = self.flips.counts()
         kept = {f"counts/{name}": self.net.spread(name, values) for name, values in counts.items()}
         if self.plan.half_life:
-            kept |= {f"recent/{name}": self.net.spread(name, values) for name, values in recent.items()}
+            kept |= {f"recent/{name}": self.net.spread(name, values) for name, values in self.flips.recent().items()}
         self.store.write_flips(self.task.replicate, self.task.level, kept, {"half_life": self.plan.half_life})
         masks = self.net.masks()
         for name in counts:

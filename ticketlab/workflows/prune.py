@@ -41,20 +41,24 @@ def prune_replicate(plan: Plan, store: RunStore, replicate: int, settings: Setti
     for index in range(plan.levels + 1):
         if store.has_level(replicate, index):
             yield store.read_level(replicate, index)
+        else:
+            yield from _train(plan, store, replicate, index, settings)
+        if plan.schedule and index:
             store.drop_optimizer(replicate, index - 1)
-            continue
-        # of a level that loses weights as it trains, the ticket is what its end leaves
-        ticket = None if loses_weights(plan, index) else store.read_ticket(replicate, index)
-        if ticket is None:
-            ticket = draw_ticket(plan, store, replicate, index)
-            store.write_ticket(replicate, index, ticket)
-            yield from _warnings(plan, ticket.mask, replicate, index)
-        task = _task(plan, store, replicate, index, ticket)
-        for seen in train_level(plan, store, task, settings, watches(plan, store, task)):
-            yield seen
-            if isinstance(seen, Level) and seen.effective_density == 0:
-                yield Notice(f"replicate {replicate}, level {index}: no path from input to output is left")
-        store.drop_optimizer(replicate, index - 1)
+
+
+def _train(plan: Plan, store: RunStore, replicate: int, level: int, settings: Settings) -> Iterator[Seen]:
+    # of a level that loses weights as it trains, the ticket is what its end leaves
+    ticket = None if loses_weights(plan, level) else store.read_ticket(replicate, level)
+    if ticket is None:
+        ticket = draw_ticket(plan, store, replicate, level)
+        store.write_ticket(replicate, level, ticket)
+        yield from _warnings(plan, ticket.mask, replicate, level)
+    task = _task(plan, store, replicate, level, ticket)
+    for seen in train_level(plan, store, task, settings, watches(plan, store, task)):
+        yield seen
+        if isinstance(seen, Level) and seen.effective_density == 0:
+            yield Notice(f"replicate {replicate}, level {level}: no path from input to output is left")
 
 
 def _task(plan: Plan, store: RunStore, replicate: int, level: int, ticket: Ticket) -> LevelTask:

@@ -31,17 +31,17 @@ def compare_runs(root: Path, names: Sequence[str], against: str | None, out: Pat
     found: dict[Path, RunStore] = {}
     for name in names:
         found |= {store.path.resolve(): store for store in find_runs(root, name, "prune")}
-    ready = [store for store in found.values() if run_networks(store)]
+    networks = {path: run_networks(store) for path, store in found.items()}
     left_out = [
         f"{store.name} is {state(store, store.read_manifest())}, without a finished network; ticketlab prune goes on"
-        for store in found.values()
-        if store not in ready
+        for path, store in found.items()
+        if not networks[path]
     ]
-    if len(ready) < 2:
+    if len(found) - len(left_out) < 2:
         raise RunError("\n".join(["a comparison needs two runs or more; ticketlab runs ls names them", *left_out]))
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out}: is a file; name a folder")
-    comparisons = compare(ready, against)
+    comparisons = compare([network for of_run in networks.values() for network in of_run], against)
     try:
         return Compared(comparisons, _write(comparisons, out), left_out)
     except OSError as error:
