@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from ticketlab.pruning.masks import Mask
 Shape = Sequence[int]
 
 SECONDS = 1.0
-"""Of measuring one network's latency, about."""
-ROUND_SECONDS = 0.01
+"""Of measuring one call's latency, about."""
+TURN_SECONDS = 0.002
+"""Of a turn: hundreds of calls of a small network, so that filling the caches again counts little."""
 LEAST_ROUNDS = 7
 
 
@@ -105,27 +107,45 @@ def masked_flops(
     return executed, left
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds of one call."""
+
+    p10: float
+    median: float
+
+
 @torch.inference_mode()
 def latencies(models: Mapping[str, nn.Module], images: Tensor) -> dict[str, float]:
-    """Microseconds of one call of each network on the same input, as torch runs it.
+    """Microseconds of one call of each network on the same input, as torch runs it; medians."""
+    found = interleaved({name: partial(model.eval(), images) for name, model in models.items()}, rounds=15)
+    return {name: timing.median for name, timing in found.items()}
 
-    Medians of up to 30 interleaved rounds; slow networks get fewer, so that a comparison takes seconds.
+
+def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int = 100) -> dict[str, Timing]:
+    """Time calls in short turns, round after round, so that a slow moment of the machine strikes all alike.
+
+    Args:
+        rounds: At most; slow calls get fewer, at least 7, so that measuring one takes about a second.
     """
-    slowest = 0.0
-    for model in models.values():
-        model.eval()(images)
-        slowest = max(slowest, _call_seconds(model, images, 2))
-    calls = max(1, min(20, int(ROUND_SECONDS / slowest)))
-    rounds = max(LEAST_ROUNDS, min(30, int(SECONDS / (slowest * calls))))
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(rounds):
-        for name, model in models.items():
-            times[name].append(_call_seconds(model, images, calls))
-    return {name: 1e6 * statistics.median(found) for name, found in times.items()}
+    alone = {}
+    for name, call in calls.items():
+        call()
+        alone[name] = _call_seconds(call, 2)
+    turns = {name: max(1, int(TURN_SECONDS / took)) for name, took in alone.items()}
+    longest = max((alone[name] * turns[name] for name in calls), default=1.0)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(max(LEAST_ROUNDS, min(rounds, int(SECONDS / longest)))):
+        for name, call in calls.items():
+            times[name].append(_call_seconds(call, turns[name]))
+    return {
+        name: Timing(1e6 * statistics.quantiles(found, n=10)[0], 1e6 * statistics.median(found))
+        for name, found in times.items()
+    }
 
 
-def _call_seconds(model: nn.Module, images: Tensor, calls: int) -> float:
+def _call_seconds(call: Callable[[], object], count: int) -> float:
     began = time.perf_counter()
-    for _ in range(calls):
-        model(images)
-    return (time.perf_counter() - began) / calls
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - began) / count

@@ -31,6 +31,10 @@ class FusionError(TicketlabError):
     """A network cannot be fused as asked."""
 
 
+class FormatError(TicketlabError):
+    """A network cannot be written in a format, or the file of one cannot be read."""
+
+
 class RunError(TicketlabError):
     """A run directory cannot be used as it is."""
 
@@ -39,6 +43,12 @@ class FailedRun(TicketlabError):
     """A run started and could not go on: the machine, or training itself."""
 
     exit_code = 1
+
+
+class GateFailed(TicketlabError):
+    """A result was made, and does not keep what was promised of it."""
+
+    exit_code = 3
 
 
 class Interrupted(TicketlabError):

@@ -263,3 +263,25 @@ def _with_intervals(
     halves = [100 * (e.high - e.mean) if e.high is not None else 0.0 for _, e in known]
     axes.errorbar([x for x, _ in known], [100 * e.mean for _, e in known], yerr=halves, color=colour, marker=marker,
                   markersize=4, linewidth=1.2, capsize=2, label=label)  # fmt: skip
+
+
+def latency_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Median latency of each network in each runtime and precision, a panel for each batch; bars from zero."""
+    batches, networks = (list(dict.fromkeys(row[key] for row in rows)) for key in ("batch", "network"))
+    ways = list(dict.fromkeys((row["runtime"], row["dtype"]) for row in rows))
+    figure = Figure(figsize=(6.0 * len(batches), 0.6 + 0.42 * len(ways)))
+    panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
+    thick = 0.8 / len(networks)
+    for axes, batch in zip(panels, batches, strict=True):
+        for index, (network, colour) in enumerate(zip(networks, itertools.cycle(COLOURS), strict=False)):
+            found = {(r["runtime"], r["dtype"]): r for r in rows if (r["network"], r["batch"]) == (network, batch)}
+            places = [place for place, way in enumerate(ways) if way in found]
+            heights = [found[ways[place]]["latency_us_median"] for place in places]
+            at = [place + (index - (len(networks) - 1) / 2) * thick for place in places]
+            axes.barh(at, heights, thick, color=colour, label=network)
+        axes.set_xlabel(f"µs for {batch} image{'s' * (batch != 1)}, one thread")
+        axes.grid(alpha=0.25, axis="x")
+    panels[0].set_yticks(range(len(ways)), [f"{runtime}, {dtype.replace('_', ' ')}" for runtime, dtype in ways])
+    panels[0].invert_yaxis()
+    panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure

@@ -173,6 +173,80 @@ def fuse(
 
 
 @app.command()
+def export(
+    run: RunName = None,
+    form: Annotated[
+        str, typer.Option("--format", "-f", help="onnx, pt2, safetensors, ticket, executorch, litert; commas between.")
+    ] = "onnx",
+    level: Annotated[int | None, typer.Option(min=0, help="Level of the run [default: the deepest].")] = None,
+    replicate: Annotated[int, typer.Option(min=1, help="Replicate of the run.")] = 1,
+    int8: Annotated[bool, typer.Option("--int8", help="Static int8, calibrated on training images.")] = False,
+    int8_dynamic: Annotated[bool, typer.Option("--int8-dynamic", help="Int8 without calibration.")] = False,
+    float16: Annotated[bool, typer.Option("--float16", help="Values of a ticket as float16.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files [default: RUN/export].")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Validation images that a file is judged on.")] = 1000,
+    runs: RunsRoot = Path("runs"),
+    data: DataRoot = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a trained network as files that other programs load; each is run on real images before it is accepted."""
+    with render.one_line_errors(verbose):
+        from ticketlab.cli import shipping
+        from ticketlab.workflows.export import export_network
+        from ticketlab.workflows.ship import newest, shipment
+
+        wanted = shipping.wanted(form, int8, int8_dynamic, float16)
+        given = shipment(newest(runs, run, level), _places(data), level, replicate)
+        if not quiet:
+            render.note(f"network: {given.network.name} ({given.kind})")
+        folder = out or given.store.path / "export"
+        shipping.exported(export_network(given, wanted, folder, images), quiet, json)
+
+
+@app.command()
+def bench(
+    run: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN…]", help="Names, paths or prefixes; the newest if left out.")
+    ] = None,
+    level: Annotated[int | None, typer.Option(min=0, help="Level of pruning runs [default: the deepest].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for table and figure [default: RUNS/bench].")] = None,
+    runs: RunsRoot = Path("runs"),
+    data: DataRoot = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Time dense, masked, fused and int8 networks in every runtime that is here, side by side; sizes and memory too."""
+    with render.one_line_errors(verbose):
+        from ticketlab.cli import shipping
+        from ticketlab.workflows.bench import bench as measure
+        from ticketlab.workflows.ship import newest, shipment
+
+        names: list[str | None] = list(run or ()) or [None]
+        stores = [newest(runs, name, level) for name in names]
+        found = [shipment(store, _places(data), level if store.kind == "prune" else None) for store in stores]
+        shipping.benched(measure(found, runs, _places(data), out or runs / "bench"), quiet, json)
+
+
+@app.command()
+def predict(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that ticketlab export wrote.")],
+    image: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Pictures that Pillow can read.")],
+    invert: Annotated[bool, typer.Option("--invert", help="Dark on light becomes light on dark.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what an exported network says about pictures."""
+    with render.one_line_errors(verbose):
+        from ticketlab.cli import shipping
+        from ticketlab.workflows.predict import predict as look
+
+        shipping.predicted(look(file, image, invert), json)
+
+
+@app.command()
 def report(
     run: Annotated[list[str] | None, typer.Argument(metavar="RUN…", help="Names, paths or prefixes of runs.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Several runs, method beside method.")] = False,

@@ -125,7 +125,7 @@ def _level_table(store: RunStore, levels: Sequence[Level]) -> None:
     manifest = store.read_manifest()
     stand_in = manifest.get("stand_in_for")
     data = f"{manifest['data']} (STAND-IN for {stand_in})" if stand_in else manifest["data"]
-    table = _table(
+    table = new_table(
         f"{store.name} on {data}: test accuracy at the early-stop step ± 95 % t interval",
         LEVEL_COLUMNS,
     )
@@ -135,7 +135,7 @@ def _level_table(store: RunStore, levels: Sequence[Level]) -> None:
         searched = manifest["method"] == "early_bird" and len(rows) > 1 and rows[1].minus_dense is None
         ended_early = not row.level and searched
         table.add_row(*_cells(row, "0 (search)" if ended_early else str(row.level)))
-    _print(table)
+    show(table)
 
 
 def _cells(row: Row, level: str) -> list[str]:
@@ -163,7 +163,7 @@ def _draw_table(store: RunStore, levels: Sequence[Level]) -> None:
     title = "tickets, and their training from nothing against one-shot pruning (dense to the end, then the ticket)"
     exponent = 3 * int(math.log10(max(row.executed.total for row in rows)) // 3)
     columns = [column.replace("operations", f"operations\n× 10^{exponent}:") for column in DRAW_COLUMNS]
-    table = _table(f"{title} and iterative pruning", columns)
+    table = new_table(f"{title} and iterative pruning", columns)
     for row in rows:
         drawn = f"{row.step:,.0f} ({100 * row.share:.0f} %)"
         how = f"settled {row.settled} of {row.test_accuracy.n}" if row.chosen else "fixed"
@@ -182,7 +182,7 @@ def _draw_table(store: RunStore, levels: Sequence[Level]) -> None:
             *(share + ("" if row.is_measured else " *") for share in _shares(row.seconds)[:1]),
             _shares(row.seconds)[1] + " *",
         )
-    _print(table)
+    show(table)
     note("* reckoned from seconds per step; also_at: the end of training measures one-shot pruning")
 
 
@@ -213,7 +213,7 @@ def plan(plan: Plan, runs: Path, json: bool) -> None:
         )
         return
     result(recipe_yaml(plan.recipe))
-    table = _table("plan", ["level", "density %", "weights", "steps", "mega-MACs per example"])
+    table = new_table("plan", ["level", "density %", "weights", "steps", "mega-MACs per example"])
     for row in expected.levels:
         table.add_row(
             str(row.level),
@@ -222,7 +222,7 @@ def plan(plan: Plan, runs: Path, json: bool) -> None:
             str(row.steps),
             f"{row.macs / 1e6:.3f}",
         )
-    _print(table)
+    show(table)
     result(
         f"{counted(plan.recipe.replicates, 'replicate')} into {runs / plan.name}, "
         f"about {expected.bytes / 1e6:.0f} MB of disk, roughly {_long(expected.seconds)} of one core in all"
@@ -269,7 +269,7 @@ def fusion(done: Fusion, json: bool) -> None:
         result(record)
         return
     data = f"{record['data']} (STAND-IN for {record['stand_in_for']})" if record["stand_in_for"] else record["data"]
-    table = _table(f"{done.store.name} on {data}: {record['method']}", FUSION_COLUMNS)
+    table = new_table(f"{done.store.name} on {data}: {record['method']}", FUSION_COLUMNS)
     latency, many = record["latency_us"], record["latency_us_64"]
     for name, timed in (("before", "dense"), ("sparse", "masked"), ("after", "fused")):
         row = record[name]
@@ -277,12 +277,12 @@ def fusion(done: Fusion, json: bool) -> None:
             counts = [f"{row[key]:,}" for key in ("params", "nonzeros", "macs", "bytes")]
             accuracy = f"{100 * row['test_accuracy']:.2f}"
             table.add_row(name, *counts, accuracy, f"{latency[timed]:.1f}", f"{many[timed]:.0f}")
-    _print(table)
-    stages = _table("stages", ["network", "test accuracy %", "validation %", "seconds"])
+    show(table)
+    stages = new_table("stages", ["network", "test accuracy %", "validation %", "seconds"])
     for stage in record["stages"]:
         percents = [f"{100 * stage[key]:.2f}" for key in ("test_accuracy", "val_accuracy")]
         stages.add_row(stage["stage"], *percents, f"{stage['seconds']:.1f}")
-    _print(stages)
+    show(stages)
     changed = {name: width for name, width in record["groups"].items() if name in record["widths"]}
     result("widths: " + ", ".join(f"{name} {record['widths'][name]}" for name in changed))
     note(f"run: {done.store.path}   network: {done.store.path}/fused.safetensors")
@@ -297,14 +297,14 @@ def study(done: Study, json: bool) -> None:
     for run, methods in record["smallest_within_one_point"].items():
         levels_of = list(next(iter(methods.values())))
         title = f"{run}: parameters of the smallest network within one point, by the source's level"
-        table = _table(title, ["method", *(f"level {level}" for level in levels_of)])
+        table = new_table(title, ["method", *(f"level {level}" for level in levels_of)])
         for name, found in methods.items():
             table.add_row(name, *(f"{size:,}" if size else "–" for size in found.values()))
-        _print(table)
-    verdicts = _table("hypotheses, written down beforehand", ["", "hypothesis", "measured", "verdict"])
+        show(table)
+    verdicts = new_table("hypotheses, written down beforehand", ["", "hypothesis", "measured", "verdict"])
     for finding in record["findings"]:
         verdicts.add_row(*(finding[key] for key in ("hypothesis", "claim", "measured", "verdict")))
-    _print(verdicts)
+    show(verdicts)
     note(f"{record['cells']} networks: {done.store.path}/cells.csv, figures beside it")
 
 
@@ -319,21 +319,21 @@ def compared(done: Compared, json: bool) -> None:
         note(f"left out: {text}")
     for one in done.comparisons:
         columns = ["method", *(f"{100 * density:.3g} %" for density in one.densities())]
-        table = _table(f"{one.data}: test accuracy % ± 95 % t interval, by density", columns)
+        table = new_table(f"{one.data}: test accuracy % ± 95 % t interval, by density", columns)
         for method in one.methods():
             found = [one.at(method, density) for density in one.densities()]
             table.add_row(method, *(_accuracy_cell(point) for point in found))
-        _print(table)
+        show(table)
         if common := said(one.common):
             note(f"unless a name says otherwise: {common}")
         note(f"▲ ahead of, ▼ behind '{one.baseline}' by more than the interval of the paired difference; (n) seeds")
-        costs = _table(
+        costs = new_table(
             "all training, search included: 10⁹ operations executed / seconds / effective density %", columns
         )
         for method in one.methods():
             found = [one.at(method, density) for density in one.densities()]
             costs.add_row(method, *(_cost_cell(point) for point in found))
-        _print(costs)
+        show(costs)
         for sentence in verdicts(one):
             result(sentence)
     note("files: " + ", ".join(str(path) for path in done.files))
@@ -362,10 +362,10 @@ def recipes(paths: Sequence[Path], root: Path, json: bool) -> None:
         return
     if not found:
         raise TicketlabError(f"no recipes in {root}; name a folder with --recipes")
-    table = _table("recipes", ["recipe", "what it shows"])
+    table = new_table("recipes", ["recipe", "what it shows"])
     for item in found:
         table.add_row(item["recipe"], item["what"])
-    _print(table)
+    show(table)
 
 
 def _what(path: Path) -> str:
@@ -398,12 +398,12 @@ def runs(stores: Sequence[RunStore], json: bool) -> None:
     if json:
         result({"runs": rows})
         return
-    table = _table("runs", ["run", "method", "state", "data", "replicates", "levels", "updated"])
+    table = new_table("runs", ["run", "method", "state", "data", "replicates", "levels", "updated"])
     for row in rows:
         data = f"{row['data']} (stand-in)" if row["stand_in_for"] else str(row["data"])
         others = (str(row[name]) for name in ("replicates", "levels", "updated"))
         table.add_row(Path(str(row["run"])).name, str(row["method"]), str(row["state"]), data, *others)
-    _print(table)
+    show(table)
 
 
 def _run_row(store: RunStore) -> dict[str, object]:
@@ -434,10 +434,10 @@ def data(located: Sequence[Located], json: bool) -> None:
     if json:
         result({"data": [{"name": item.name, "found": item.found, "wanted": item.wanted} for item in located]})
         return
-    table = _table("data", ["name", "found in", "to have it"])
+    table = new_table("data", ["name", "found in", "to have it"])
     for item in located:
         table.add_row(item.name, item.found or "–", "" if item.found else item.wanted)
-    _print(table)
+    show(table)
 
 
 def findings(found: Sequence[Finding], json: bool) -> None:
@@ -445,13 +445,14 @@ def findings(found: Sequence[Finding], json: bool) -> None:
     if json:
         result({"findings": [{"what": f.what, "state": f.state, "detail": f.detail, "do": f.do} for f in found]})
         return
-    table = _table("doctor", ["", "what", "found", "what to do"])
+    table = new_table("doctor", ["", "what", "found", "what to do"])
     for finding in found:
         table.add_row({"ok": "✓", "note": "·", "problem": "✗"}[finding.state], finding.what, finding.detail, finding.do)
-    _print(table)
+    show(table)
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
+def new_table(title: str, columns: Sequence[str]) -> Table:
+    """A plain table; columns of percentages stand to the right."""
     from rich import box
     from rich.table import Table
 
@@ -463,7 +464,8 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _print(table: Table) -> None:
+def show(table: Table) -> None:
+    """Print a table on stdout."""
     console(stderr=False).print(table, markup=False)
 
 

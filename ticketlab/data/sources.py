@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,8 @@ class Dataset:
     classes: int
     source: str
     """Folder or package that it was read from."""
+    labels: tuple[str, ...] = tuple("0123456789")
+    """What the classes are called."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -46,6 +48,11 @@ class Dataset:
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
+
+CLOTHES = (
+    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+PHOTOGRAPHS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 datasets: Registry[Callable[[Places], Dataset]] = Registry("data set")
 
@@ -135,7 +142,7 @@ def mnist(places: Places) -> Dataset:
 @datasets.register("fashion_mnist")
 def fashion_mnist(places: Places) -> Dataset:
     """60,000 + 10,000 pictures of clothes, 28×28 (Xiao et al. 2017)."""
-    return _idx_dataset(FASHION_MNIST, places, mean=0.2860, std=0.3530)
+    return replace(_idx_dataset(FASHION_MNIST, places, mean=0.2860, std=0.3530), labels=CLOTHES)
 
 
 @datasets.register("cifar10")
@@ -155,6 +162,7 @@ def cifar10(places: Places) -> Dataset:
         std=(0.2470, 0.2435, 0.2616),
         classes=10,
         source=source,
+        labels=PHOTOGRAPHS,
     )
 
 

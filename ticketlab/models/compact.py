@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ticketlab.errors import PluginError
@@ -72,3 +73,10 @@ def layer_widths(model: nn.Module) -> dict[str, int]:
         for name, layer in model.named_modules()
         if isinstance(layer, LINEAR)
     }
+
+
+def own_memory_(model: nn.Module) -> nn.Module:
+    """Give every tensor memory of its own: some writers store all that a view looks at; changes and returns `model`."""
+    for value in (*model.parameters(), *model.buffers()):
+        value.data = value.detach().clone(memory_format=torch.contiguous_format)
+    return model

@@ -6,7 +6,8 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,24 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def write_judged(path: Path, content: bytes, is_accepted: bool) -> Path:
+    """Keep a file under its name, or as `.rejected`; whichever is written replaces the other. Returns its path."""
+    rejected = path.with_name(f"{path.name}.rejected")
+    written, stale = (path, rejected) if is_accepted else (rejected, path)
+    write_bytes(written, content)
+    stale.unlink(missing_ok=True)
+    return written
+
+
+@contextmanager
+def temporary(content: bytes, suffix: str) -> Iterator[Path]:
+    """A file for another process to read, gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"content{suffix}"
+        path.write_bytes(content)
+        yield path
+
+
 def remove_partial(folder: Path) -> None:
     """Delete what a killed process left half-written below a folder."""
     for left in folder.rglob(f".*{PARTIAL}"):
@@ -60,26 +79,38 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Tensors and facts about them (as JSON) in one safetensors file with a checksum over both."""
+    write_bytes(path, tensor_bytes(tensors, facts))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+    """What `write_tensors` writes."""
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     text = json.dumps(facts, sort_keys=True)
     # one entry only: safetensors writes several in an order that changes from process to process
     metadata = {"ticketlab": f"{_checksum(contiguous, text)} {text}"}
-    write_bytes(path, save(contiguous, metadata))
+    return save(contiguous, metadata)
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of a file; raises RunError when it is damaged in any bit."""
     path = Path(path)
     try:
-        content = path.read_bytes()
+        return tensors_of(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def tensors_of(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts in the bytes of such a file; raises ValueError when they are damaged in any bit."""
+    try:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         checksum, _, text = header["__metadata__"]["ticketlab"].partition(" ")
         facts = json.loads(text)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise damaged(path, str(error)) from error
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(str(error)) from error
     if checksum != str(_checksum(tensors, text)):
-        raise damaged(path, "checksum does not match")
+        raise ValueError("checksum does not match")
     return tensors, facts
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, load
 
 from ticketlab.errors import RunError
-from ticketlab.runs.files import damaged, read_tensors, write_tensors
+from ticketlab.runs.files import damaged, tensor_bytes, tensors_of, write_bytes
 
 FORMAT = "ticketlab-network"
 VERSION = 1
@@ -27,14 +27,28 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 def write_network(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Save a network's state with the facts that rebuild it."""
-    write_tensors(path, state, {**facts, "format": FORMAT, "version": VERSION})
+    write_bytes(path, network_bytes(state, facts))
+
+
+def network_bytes(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+    """What `write_network` writes."""
+    return tensor_bytes(state, {**facts, "format": FORMAT, "version": VERSION})
 
 
 def read_network(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State and facts of a network; raises RunError when it is damaged or of another format or version."""
-    state, facts = read_tensors(path)
+    path = Path(path)
+    try:
+        return network_of(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def network_of(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State and facts in the bytes of such a file; raises ValueError for any others."""
+    state, facts = tensors_of(content)
     if (facts.pop("format", None), facts.pop("version", None)) != (FORMAT, VERSION):
-        raise damaged(Path(path), f"not a {FORMAT} file of version {VERSION}")
+        raise ValueError(f"not a {FORMAT} file of version {VERSION}")
     return state, facts
 
 

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ticketlab.data.sources import Dataset
 from ticketlab.errors import PluginError
-from ticketlab.models import models
+from ticketlab.models.build import call_builder, find_builder
 from ticketlab.pruning.masks import full_mask
-from ticketlab.recipe import ModelSection
 from ticketlab.recipe_file import RecipeFile
-from ticketlab.registry import load_file, where_it_failed
-
-
-def find_builder(model: ModelSection, folder: Path) -> Callable[..., Any]:
-    """The function that builds a model, built in or in the user's own file, which stands in `folder`."""
-    if model.file is None:
-        return models.find(model.name)
-    path = folder / model.file
-    function = getattr(load_file(path), model.name, None)
-    if not callable(function):
-        raise PluginError(f"{path} has no function '{model.name}'")
-    return function
+from ticketlab.registry import where_it_failed
 
 
 def build_model(file: RecipeFile, dataset: Dataset, seed: int) -> nn.Module:
@@ -42,21 +25,6 @@ def build_model(file: RecipeFile, dataset: Dataset, seed: int) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise PluginError(f"'{file.recipe.model.name}' returned {type(model).__name__}, not a torch nn.Module")
     return model
-
-
-def call_builder(
-    builder: Callable[..., Any], options: Mapping[str, Any], shape: tuple[int, int, int], classes: int
-) -> Any:
-    """What a builder makes for inputs of a shape; its weights come from torch's global generator."""
-    positional = (shape, classes) if _takes_shape(builder) else ()
-    return builder(*positional, **options)
-
-
-def _takes_shape(builder: Callable[..., Any]) -> bool:
-    """Whether a builder asks for (input shape, classes); a user's own may do without."""
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    asked = inspect.signature(builder).parameters.values()
-    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in asked) == 2
 
 
 def check_model(model: nn.Module, dataset: Dataset) -> dict[str, int]:

@@ -19,7 +19,12 @@ from ticketlab.errors import DataError
 from ticketlab.runs.manifest import cpu_name
 from ticketlab.runs.store import list_runs
 
-EXTRAS = {"pytest": "python -m pip install -e '.[test]'"}
+EXTRAS = {
+    "pytest": "python -m pip install -e '.[test]'",
+    "onnxruntime": "python -m pip install onnx onnxscript onnxruntime",
+    "executorch": "for .pte files: python -m pip install 'ticketlab[executorch]'",
+    "litert_torch": "for .tflite files: python -m pip install 'ticketlab[litert]' in an environment of its own",
+}
 """Optional package → how to get it."""
 
 
@@ -87,7 +92,7 @@ def _data(places: Places) -> list[Finding]:
 
 def _extras() -> list[Finding]:
     return [
-        Finding(f"extra: {name}", "ok", version(name))
+        Finding(f"extra: {name}", "ok", version(name.replace("_", "-")))
         if importlib.util.find_spec(name)
         else Finding(f"extra: {name}", "note", "not installed", how)
         for name, how in EXTRAS.items()

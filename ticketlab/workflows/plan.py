@@ -16,6 +16,7 @@ from ticketlab.data.files import Places
 from ticketlab.data.sources import Dataset, datasets, load_with_stand_in
 from ticketlab.errors import FusionError, MissingData, PluginError, PruningError, TicketlabError
 from ticketlab.fusion.paths import Paths
+from ticketlab.models.build import find_builder
 from ticketlab.models.compact import NORMS
 from ticketlab.pruning.allocate import Pool, keep_at, keep_count, keep_cubic, make_pools
 from ticketlab.pruning.criteria import Evidence, criteria
@@ -23,7 +24,7 @@ from ticketlab.pruning.masks import full_mask
 from ticketlab.recipe import Recipe, recipe_hash
 from ticketlab.recipe_file import Problem, RecipeFile
 from ticketlab.registry import check_options, did_you_mean, file_digest, load_file
-from ticketlab.workflows.build import build_model, check_model, find_builder
+from ticketlab.workflows.build import build_model, check_model
 from ticketlab.workflows.schedule import Schedule, check_counting, check_schedule, make_schedule
 from ticketlab.workflows.targets import EarlyBird, check_method, check_search, make_search
 

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from ticketlab.data.files import Places
 from ticketlab.draws import draws
 from ticketlab.errors import PluginError, RunError
+from ticketlab.models.build import network_from
 from ticketlab.models.compact import rebuild
 from ticketlab.pruning.masks import masked
-from ticketlab.recipe import ModelSection
 from ticketlab.recipe_file import RecipeFile, parse_recipe, read_recipe
 from ticketlab.registry import load_file
 from ticketlab.runs.network import read_foreign_state, read_network
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import digest
-from ticketlab.workflows.build import call_builder, find_builder
 from ticketlab.workflows.plan import Data, Plan, load_data, make_plan
 
 
@@ -50,9 +49,14 @@ class Source:
                 "options": model.options,
             },
             "plugins": [str((folder / name).resolve()) for name in self.plan.recipe.plugins],
+            "recipe": self.plan.file.path.stem,
+            "recipe_hash": self.plan.hash,
             "data": dataset.name,
+            "validation": self.plan.recipe.data.validation,
+            "split_seed": self.plan.recipe.data.split_seed,
             "input_shape": list(dataset.input_shape),
             "classes": dataset.classes,
+            "labels": list(dataset.labels),
             "mean": list(dataset.mean),
             "std": list(dataset.std),
             "source": self.facts,
@@ -234,7 +238,4 @@ def load_network(path: Path | str) -> nn.Module:
     state, facts = read_network(path)
     for plugin in facts["plugins"]:
         load_file(Path(plugin))
-    section = ModelSection.model_validate(facts["model"])
-    builder = find_builder(section, Path.cwd())
-    model = call_builder(builder, section.options, tuple(facts["input_shape"]), facts["classes"])
-    return rebuild(model, state).eval()
+    return network_from(state, facts)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketlab.errors import FailedRun, PruningError
+from ticketlab.models.build import call_builder, find_builder
 from ticketlab.models.compact import layer_widths, rebuild
 from ticketlab.pruning.allocate import prune
 from ticketlab.pruning.criteria import Evidence, criteria
@@ -19,7 +20,6 @@ from ticketlab.pruning.ranks import ranks
 from ticketlab.pruning.reclaim import prune_live
 from ticketlab.runs.ticket import Ticket, digest
 from ticketlab.seeds import derive_seed
-from ticketlab.workflows.build import call_builder, find_builder
 from ticketlab.workflows.plan import Plan
 
 

@@ -1,0 +1,151 @@
+"""Trained network → files that other programs load; each is run on real images before it is accepted."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ticketlab.data.batches import Examples, normalise
+from ticketlab.errors import FormatError
+from ticketlab.formats import find_format
+from ticketlab.formats.format import Format, Loaded, Network, Precision, torch_runner
+from ticketlab.runs.files import write_json, write_judged
+from ticketlab.workflows.ship import Shipment
+
+IMAGES = 1000
+"""Validation images that a file must answer as the network does."""
+CALIBRATION = 512
+"""Training images that static int8 takes its ranges from."""
+BATCH = 250
+AGREEMENT = 0.99
+"""Share of images to which a file of lower precision must give the network's own answer."""
+ACCURACY_LOSS = 0.005
+"""How much validation accuracy it may lose."""
+RESULT = "export.json"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How a file answers beside the network that it was made from; shares of 1."""
+
+    max_abs_diff: float
+    top1_agreement: float
+    val_accuracy: float
+    network_val_accuracy: float
+    reason: str | None
+    """Why it is rejected; None where it is accepted."""
+
+
+def export_network(
+    given: Shipment, wanted: Sequence[tuple[str, Precision]], folder: Path, images: int = IMAGES
+) -> Iterator[dict[str, Any]]:
+    """Write a network in each format and precision; yields the record of each file as `--json` prints it.
+
+    Raises FormatError before anything is written where a format cannot be made here.
+    """
+    check(given.network, wanted)
+    records = []
+    for name, precision in wanted:
+        found = find_format(name)
+        content = found.make(labelled(given.network, precision), precision, calibration_images(given))
+        loaded = found.open(content, like=given.network.model)
+        judged = judge(given.network, loaded, found, precision, _first(given.splits.validation, images))
+        path = folder / f"{_stem(given)}{_infix(precision)}{found.suffix}"
+        written = write_judged(path, content, judged.reason is None)
+        test = given.splits.test
+        record = {
+            "format": name,
+            "precision": precision,
+            "path": str(written),
+            "bytes": len(content),
+            "bytes_zlib": len(zlib.compress(content, 9)),
+            "max_abs_diff": judged.max_abs_diff,
+            "top1_agreement": judged.top1_agreement,
+            "val_accuracy": judged.val_accuracy,
+            "test_accuracy": _accuracy(_answers(loaded, test), test),
+            "accepted": judged.reason is None,
+            "reason": judged.reason,
+        }
+        records.append(record)
+        yield record
+    write_json(folder / RESULT, {"run": str(given.store.path), "network": given.network.name, "files": records})
+
+
+def check(network: Network, wanted: Sequence[tuple[str, Precision]]) -> None:
+    """Raise FormatError with everything that cannot be made."""
+    problems = []
+    for name, precision in wanted:
+        try:
+            found = find_format(name)
+            found.check(name)
+            if precision not in found.precisions:
+                raise FormatError(f"{name} has no {precision}; it has {', '.join(found.precisions)}")
+            if found.refuses is not None and (why := found.refuses(network, precision)):
+                raise FormatError(f"{name}: {why}")
+        except FormatError as error:
+            problems.append(str(error))
+    if problems:
+        raise FormatError("\n".join(dict.fromkeys(problems)))
+
+
+def labelled(network: Network, precision: Precision) -> Network:
+    """The network with its precision among its facts."""
+    return replace(network, facts={**network.facts, "precision": precision})
+
+
+def calibration_images(given: Shipment) -> Tensor:
+    """Training images, normalised, from which static int8 takes the ranges of activations."""
+    train = _first(given.splits.train, CALIBRATION)
+    return normalise(train.images, train)
+
+
+def judge(network: Network, loaded: Loaded, made: Format, precision: Precision, examples: Examples) -> Judged:
+    """Compare a file's answers with the network's own on real images."""
+    own, answers = _answers(Loaded(torch_runner(network.model), {}), examples), _answers(loaded, examples)
+    difference = float(np.abs(answers - own).max())
+    agreement = float((answers.argmax(1) == own.argmax(1)).mean())
+    accuracy, before = _accuracy(answers, examples), _accuracy(own, examples)
+    reason = None
+    if not np.isfinite(answers).all():
+        reason = "answers that are not finite"
+    elif precision == "float32" and difference > made.tolerance:
+        reason = f"logits differ by {difference:.2g}, more than {made.tolerance:g}"
+    elif precision != "float32" and agreement < AGREEMENT:
+        reason = f"the same answer for {100 * agreement:.1f} % of images only, not {100 * AGREEMENT:g} %"
+    elif precision != "float32" and accuracy < before - ACCURACY_LOSS:
+        lost = 100 * (before - accuracy)
+        reason = f"validation accuracy falls by {lost:.2f} points, more than {100 * ACCURACY_LOSS:g}"
+    return Judged(difference, agreement, accuracy, before, reason)
+
+
+def _answers(loaded: Loaded, examples: Examples) -> np.ndarray:
+    parts = examples.images.split(BATCH)
+    return np.concatenate([loaded.run(normalise(part, examples).numpy()) for part in parts])
+
+
+def _accuracy(answers: np.ndarray, examples: Examples) -> float:
+    return float((torch.from_numpy(answers).argmax(1) == examples.labels).double().mean())
+
+
+def _first(examples: Examples, count: int) -> Examples:
+    return examples.some(torch.arange(min(count, len(examples))))
+
+
+def _stem(given: Shipment) -> str:
+    source = given.network.facts["source"]
+    if given.kind == "fused":
+        return given.store.name
+    return f"{given.store.name}-level_{source['level']}" + (
+        f"-replicate_{source['replicate']}" if source["replicate"] != 1 else ""
+    )
+
+
+def _infix(precision: Precision) -> str:
+    return "" if precision == "float32" else f".{precision}"
