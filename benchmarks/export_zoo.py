@@ -15,6 +15,7 @@ from ticketlab.data.files import Places
 from ticketlab.errors import FormatError
 from ticketlab.formats import FORMATS
 from ticketlab.recipe_file import read_recipe
+from ticketlab.runs.store import RunStore
 from ticketlab.workflows.export import check, export_network
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.ship import shipment
@@ -32,7 +33,7 @@ ZOO = {
 """Model → recipe, and steps of training for each of two levels."""
 
 
-def trained(recipe: str, steps: int, machine: Machine) -> object:
+def trained(recipe: str, steps: int, machine: Machine) -> RunStore:
     """A run of two levels: dense, and one with half of the weights."""
     short = [
         f"train.steps={steps}it", f"train.evaluate_every={steps}it", "train.warmup=0it", "train.milestones=[]",
@@ -46,7 +47,7 @@ def trained(recipe: str, steps: int, machine: Machine) -> object:
 def main() -> None:
     """Print a line for each file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", choices=[*ZOO, []])
+    parser.add_argument("models", nargs="*", help=", ".join(ZOO))
     parser.add_argument("--runs", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -10,11 +10,14 @@ Layout, version 1; numbers are little-endian:
 
     body:  length of the header (4), the header, then of each tensor its mask, if it has one, its scales, its values
 
-The header is JSON: `facts`, and `tensors` as [name, shape, dtype, stored, mask]. `mask` is null (every value is
-stored); "bits" (one bit for each weight in the tensor's order, the first in the highest bit of a byte); or a number
-of bytes of gaps: of each surviving weight the removed ones before it, 255 standing for 255 removed and no survivor.
-Values are stored as planes (the lowest bytes of all values, then the next), which compress better. `stored` is the
-tensor's dtype, or of a float32 tensor "float16", or "int8" with a float32 scale for each row in front.
+The header is JSON in UTF-8, a mebibyte at most: `facts`, and `tensors` as [name, shape, dtype, stored, mask]. `mask` is
+null (every value is stored); "bits" (one bit for each weight in the tensor's order, the first in the highest bit of a
+byte, the last byte filled with zeros); or, where that is shorter, a number of bytes of gaps: for each surviving weight
+the removed ones between it and the survivor before, 255 standing for 255 removed and no survivor yet.
+
+Values and scales are stored as planes (the lowest bytes of all, then the next), which compress better. `stored` is the
+tensor's dtype, or of a float32 tensor of two dimensions or more "float16", or "int8": then a float32 scale for each
+index of the first dimension comes before the values, and a weight is its int8 times its scale.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import json
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,7 +47,9 @@ DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
 DIMENSIONS = 8
 LONG_GAP = 255
 
-Precision = Literal["float32", "float16", "int8"]
+LONGEST_HEADER = 1 << 20
+
+Stored = Literal["float32", "float16", "int8"]
 """How float32 tensors are stored; float32 is exact."""
 
 
@@ -56,12 +62,18 @@ class Sparse:
     facts: dict[str, Any]
 
 
-def encode(network: Sparse, precision: Precision = "float32") -> bytes:
+def encode(network: Sparse, precision: Stored = "float32") -> bytes:
     """The bytes of a network; of masked tensors the surviving values alone.
 
     Float16 and int8 (symmetric, one scale a row) are for masked and other tensors of two dimensions or more;
-    biases and norms stay float32. Raises FormatError for numbers that float16 or int8 cannot hold.
+    biases and norms stay float32. Raises FormatError for numbers that float16 or int8 cannot hold, and for a network
+    that `decode` would refuse.
     """
+    for name, covered in network.mask.items():
+        if name not in network.state or network.state[name].shape != covered.shape:
+            raise FormatError(f"the mask of '{name}' fits no tensor of the network")
+    if sum(value.nbytes for value in network.state.values()) + sum(map(torch.numel, network.mask.values())) > LIMIT:
+        raise FormatError(f"takes more than {LIMIT:,} bytes, which a reader refuses; store it as safetensors")
     state = masked(network.state, network.mask)
     listed, parts = [], []
     for name, value in state.items():
@@ -77,10 +89,10 @@ def encode(network: Sparse, precision: Precision = "float32") -> bytes:
 
 
 def decode(content: bytes, limit: int = LIMIT) -> Sparse:
-    """The network in these bytes; raises FormatError for whatever is not exactly such bytes.
+    """The network in these bytes; raises FormatError for bytes that are damaged, or that hold no network.
 
-    Nothing is trusted: lengths are checked against what is there, and `limit` in bytes holds for what is unpacked
-    before it is unpacked.
+    Nothing is trusted: lengths are checked against what is there, and `limit` in bytes holds for the body, and for the
+    tensors and masks together, before memory is taken for them.
     """
     reader = _Reader(_body(content, limit))
     facts, listed = _header(reader)
@@ -88,7 +100,7 @@ def decode(content: bytes, limit: int = LIMIT) -> Sparse:
     state: dict[str, Tensor] = {}
     free = limit
     for name, shape, dtype, stored, coding in listed:
-        free -= math.prod(max(size, 1) for size in shape) * _dtype(dtype).itemsize
+        free -= math.prod(max(size, 1) for size in shape) * (_dtype(dtype).itemsize + (coding is not None))
         if free < 0:
             raise FormatError(f"not read: its tensors take more than {limit:,} bytes")
         kept = _unpack(reader, coding, shape)
@@ -124,8 +136,10 @@ def _body(content: bytes, limit: int) -> bytes:
 
 def _header(reader: _Reader) -> tuple[dict[str, Any], list[Any]]:
     (length,) = struct.unpack("<I", reader.take(4))
+    if length > LONGEST_HEADER:
+        raise FormatError(f"damaged: a header of {length:,} bytes")
     try:
-        header = json.loads(bytes(reader.take(length)))
+        header = json.loads(bytes(reader.take(length)).decode())
         facts, listed = header["facts"], header["tensors"]
         fits = isinstance(facts, dict) and isinstance(listed, list) and all(_is_entry(entry) for entry in listed)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -196,10 +210,18 @@ def _unpack(reader: _Reader, coding: str | int | None, shape: list[int]) -> Tens
     if coding is None:
         return None
     count = math.prod(shape)
+    packed = -(-count // 8)
     if coding == "bits":
-        return unpack(np.frombuffer(reader.take(-(-count // 8)), np.uint8), shape)
+        bits = np.frombuffer(reader.take(packed), np.uint8)
+        if count % 8 and bits[-1] & (0xFF >> count % 8):
+            raise FormatError("damaged: a mask reaches beyond its tensor")
+        return unpack(bits, shape)
     assert isinstance(coding, int)
+    if coding >= packed:
+        raise FormatError("damaged: gaps take more bytes than bits would")
     coded = np.frombuffer(reader.take(coding), np.uint8)
+    if len(coded) and coded[-1] == LONG_GAP:
+        raise FormatError("damaged: a gap ends in no survivor")
     is_end = coded < LONG_GAP
     places = np.cumsum(coded.astype(np.int64) + is_end)[is_end] - 1
     if len(places) and places[-1] >= count:
@@ -219,8 +241,9 @@ def _values(name: str, tensor: Tensor, kept: Tensor | None, stored: str) -> byte
         step = tensor.flatten(1).abs().amax(1) / 127
         if not bool(step.isfinite().all()):
             raise FormatError(f"{name} has values that are not finite; int8 cannot hold them")
+        step = torch.where(step < torch.finfo().tiny, 0, step)
         scales = _planes(step)
-        tensor = (tensor / step.clamp(min=torch.finfo().tiny).view(-1, *[1] * (tensor.dim() - 1))).round().char()
+        tensor = (tensor / torch.where(step == 0, torch.inf, step).view(_rows(tensor.shape))).round().char()
     elif stored == "float16" and tensor.dtype == torch.float32:
         tensor = tensor.half()
         if not bool(tensor.isfinite().all()):
@@ -230,6 +253,8 @@ def _values(name: str, tensor: Tensor, kept: Tensor | None, stored: str) -> byte
 
 def _tensor(reader: _Reader, shape: list[int], dtype: str, stored: str, kept: Tensor | None) -> Tensor:
     scales = _unplaned(reader, shape[0], torch.float32) if stored == "int8" else None
+    if scales is not None and not bool((scales.isfinite() & (scales >= 0)).all()):
+        raise FormatError("damaged: a scale is negative or not finite")
     count = math.prod(shape) if kept is None else int(kept.sum())
     values = _unplaned(reader, count, torch.int8 if stored == "int8" else _dtype(stored)).to(_dtype(dtype))
     full = torch.zeros(shape, dtype=_dtype(dtype))
@@ -237,7 +262,12 @@ def _tensor(reader: _Reader, shape: list[int], dtype: str, stored: str, kept: Te
         full.view(-1).copy_(values)
     else:
         full[kept] = values
-    return full if scales is None else full * scales.view(-1, *[1] * (len(shape) - 1))
+    return full if scales is None else full * scales.view(_rows(shape))
+
+
+def _rows(shape: Sequence[int]) -> list[int]:
+    """The shape in which a number for each row meets a tensor."""
+    return [-1, *[1] * (len(shape) - 1)]
 
 
 def _planes(tensor: Tensor) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ SECONDS = 1.0
 """Of measuring one call's latency, about."""
 TURN_SECONDS = 0.002
 """Of a turn: hundreds of calls of a small network, so that filling the caches again counts little."""
-LEAST_ROUNDS = 7
+LEAST_ROUNDS = 11
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def masked_flops(
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds of one call."""
+    """Microseconds of one call; quantiles of turns, each the mean of the calls in it."""
 
     p10: float
     median: float
@@ -126,7 +127,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int = 100) ->
     """Time calls in short turns, round after round, so that a slow moment of the machine strikes all alike.
 
     Args:
-        rounds: At most; slow calls get fewer, at least 7, so that measuring one takes about a second.
+        rounds: At most; slow calls get fewer, at least 11, so that measuring one takes about a second.
     """
     alone = {}
     for name, call in calls.items():
@@ -135,11 +136,13 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int = 100) ->
     turns = {name: max(1, int(TURN_SECONDS / took)) for name, took in alone.items()}
     longest = max((alone[name] * turns[name] for name in calls), default=1.0)
     times: dict[str, list[float]] = {name: [] for name in calls}
+    order = deque(calls)
     for _ in range(max(LEAST_ROUNDS, min(rounds, int(SECONDS / longest)))):
-        for name, call in calls.items():
-            times[name].append(_call_seconds(call, turns[name]))
+        for name in order:
+            times[name].append(_call_seconds(calls[name], turns[name]))
+        order.rotate(1)  # so that none always begins
     return {
-        name: Timing(1e6 * statistics.quantiles(found, n=10)[0], 1e6 * statistics.median(found))
+        name: Timing(1e6 * statistics.quantiles(found, n=10, method="inclusive")[0], 1e6 * statistics.median(found))
         for name, found in times.items()
     }
 

@@ -65,7 +65,7 @@ def test_onnx_is_the_default_and_lies_in_the_run(run, folder):
 def test_several_formats_and_precisions_make_a_table(run, tmp_path):
     ran = run("export", "tiny", "-f", "onnx,ticket", "--int8", "--level", 1, "--out", tmp_path)
     assert ran.exit_code == 0, ran.output
-    assert "int8" in ran.stdout and "accepted" in ran.stderr
+    assert "level_1.int8.onnx" in ran.stdout and "accepted" in ran.stderr
     assert len(list(tmp_path.glob("*level_1.int8.*"))) == 2
 
 
@@ -129,6 +129,33 @@ def test_a_dark_drawing_on_white_is_noticed_and_inverted(run, tmp_path, pictures
     assert one["class"] == other["class"]
 
 
+def test_transparency_is_shown_on_white_and_16_bits_are_brought_to_8(run, tmp_path, pictures):
+    paths, dataset = pictures
+    made = json.loads(run("export", "--out", tmp_path, "--json").stdout)["files"][0]
+    digit = dataset.test_images[0, 0].numpy()
+    drawn = np.zeros((8, 8, 4), np.uint8)
+    drawn[..., 3] = digit  # black, where there is anything
+    Image.fromarray(drawn).save(tmp_path / "drawn.png")
+    Image.fromarray(digit.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+
+    def shares(*arguments):
+        ran = CliRunner().invoke(app, ["predict", made["path"], *map(str, arguments), "--json"])
+        assert ran.exit_code == 0, ran.output
+        likely = json.loads(ran.stdout)["predictions"][0]["likely"]
+        return [[other["class"] for other in likely], [round(other["probability"], 6) for other in likely]]
+
+    straight = shares(paths[0])
+    assert shares(tmp_path / "drawn.png", "--invert") == straight
+    assert shares(tmp_path / "deep.png") == straight
+
+
+def test_a_rejected_file_says_so(run, tmp_path, pictures):
+    made = Path(json.loads(run("export", "--out", tmp_path, "--json").stdout)["files"][0]["path"])
+    made.rename(made.with_name(made.name + ".rejected"))
+    ran = CliRunner().invoke(app, ["predict", f"{made}.rejected", str(pictures[0][0])])
+    assert ran.exit_code == 0 and "did not pass its gate" in ran.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -148,7 +175,14 @@ def test_a_file_that_is_no_network_is_one_error(tmp_path, name, content, message
 def test_a_picture_that_is_none_is_named(run, tmp_path):
     made = json.loads(run("export", "--out", tmp_path, "--json").stdout)["files"][0]
     (tmp_path / "text.png").write_text("no picture")
-    for name, message in (("text.png", "not a picture"), ("missing.png", "no such file")):
+    (tmp_path / "folder").mkdir()
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    for name, message in (
+        ("text.png", "not a picture"),
+        ("missing.png", "no such file"),
+        ("folder", "a folder"),
+        ("huge.png", "too large"),
+    ):
         ran = CliRunner().invoke(app, ["predict", made["path"], str(tmp_path / name)])
         assert ran.exit_code == 2
         assert f"{name}: {message}" in ran.stderr
@@ -157,14 +191,18 @@ def test_a_picture_that_is_none_is_named(run, tmp_path):
 def test_the_example_for_a_board_says_the_same_without_ticketlab(run, tmp_path, pictures):
     paths, _ = pictures
     made = json.loads(run("export", "--out", tmp_path, "--json").stdout)["files"][0]
-    told = json.loads(CliRunner().invoke(app, ["predict", made["path"], str(paths[0]), "--json"]).stdout)
     code = EXAMPLE.read_text()
     assert "ticketlab" not in "".join(line for line in code.splitlines() if line.startswith(("import", "from")))
-    ran = subprocess.run(
-        [sys.executable, EXAMPLE, made["path"], paths[0]], capture_output=True, text=True, check=True, timeout=60
-    )
-    best = told["predictions"][0]
-    assert ran.stdout.split()[:2] == [best["label"], f"{100 * best['probability']:.1f}"]
+    large = tmp_path / "large.png"
+    Image.open(paths[0]).resize((50, 70)).convert("RGB").save(large)
+    for picture in (paths[0], large):
+        told = json.loads(CliRunner().invoke(app, ["predict", made["path"], str(picture), "--json"]).stdout)
+        command = [sys.executable, EXAMPLE, made["path"], picture]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        best = told["predictions"][0]
+        assert ran.stdout.split()[:2] == [best["label"], f"{100 * best['probability']:.1f}"]
+    ran = subprocess.run([sys.executable, EXAMPLE, made["path"]], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 1 and ran.stderr.startswith("usage:")
 
 
 def test_bench_prints_one_object_or_tables(run, tmp_path, monkeypatch):

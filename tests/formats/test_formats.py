@@ -1,6 +1,8 @@
 """Every format on networks of every family: what is written is read, runs, and answers as torch does."""
 
 import io
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch import nn
 from ticketlab.errors import FormatError
 from ticketlab.formats import FORMATS, find_format, format_of
 from ticketlab.formats.csr import csr_runner
-from ticketlab.formats.format import Network, one_at_a_time, torch_runner
+from ticketlab.formats.format import Network, batches, check_facts, one_at_a_time, torch_runner
 from ticketlab.models import models
 from ticketlab.models.build import network_from
 from ticketlab.models.compact import own_memory_
@@ -49,6 +51,7 @@ def family(name):
         "input_shape": list(shape),
         "classes": 10,
         "labels": list("0123456789"),
+        "data": "noise",
         "mean": [0.5] * shape[0],
         "std": [0.25] * shape[0],
         "density": 0.4,
@@ -107,6 +110,68 @@ def test_static_int8_takes_convolutions_and_dynamic_is_refused_with_the_reason(f
     assert made.refuses(family("lenet_300_100"), "int8_dynamic") is None
 
 
+@pytest.mark.parametrize("form", here("litert"))
+@pytest.mark.parametrize("precision", ["int8", "int8_dynamic"])
+def test_litert_takes_convolutions_in_both_int8_forms(form, precision):
+    network, images = family("lenet_5 batch_norm"), torch.randn(64, 1, 28, 28)
+    loaded = FORMATS[form].open(FORMATS[form].make(network, precision, images))
+    own, found = torch_runner(network.model)(images.numpy()), loaded.run(images.numpy())
+    assert 0 < np.abs(found - own).max() < 0.15 * np.abs(own).max()
+
+
+def test_calibration_has_a_full_batch_even_of_few_images():
+    images = torch.arange(5.0).view(5, 1)
+    assert [batch.flatten().tolist() for batch in batches(images, 2)] == [[0, 1], [2, 3]]
+    assert [batch.flatten().tolist() for batch in batches(images, 8)] == [[0, 1, 2, 3, 4, 0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": ["a"]}, {"labels": None}, {"input_shape": [12, 12]}, {"input_shape": [1, 12, 10**9]},
+        {"input_shape": [1.0, 12, 12]}, {"mean": [0.1, 0.2]}, {"std": [0.0]}, {"std": ["1"]}, {"name": 3},
+        {"classes": 11},
+    ],
+)  # fmt: skip
+def test_facts_that_contradict_themselves_are_an_error(change):
+    facts = family("lenet_300_100").facts
+    check_facts(facts)
+    with pytest.raises(FormatError, match="what its inputs and its answers are"):
+        check_facts({**facts, **change})
+
+
+def test_a_file_with_such_facts_is_not_opened():
+    network = family("lenet_300_100")
+    changed = replace(network, facts={**network.facts, "labels": ["a"]})
+    with pytest.raises(FormatError, match="what its inputs and its answers are"):
+        FORMATS["onnx"].open(FORMATS["onnx"].make(changed, "float32", torch.empty(0)))
+    for facts in ([], None, "text"):
+        with pytest.raises(FormatError):
+            check_facts(facts)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell what memory was taken")
+@pytest.mark.parametrize("form", ["safetensors", "ticket"])
+def test_a_file_that_claims_a_huge_network_takes_no_memory_for_it(form, tmp_path):
+    network = family("lenet_300_100")
+    huge = {**network.facts["model"], "options": {"widths": {"fc1": 4_000_000}}}
+    content = FORMATS[form].make(replace(network, facts={**network.facts, "model": huge}), "float32", torch.empty(0))
+    assert len(content) < 40_000
+    (tmp_path / "file").write_bytes(content)
+    code = (
+        "import re, sys\nfrom pathlib import Path\nfrom ticketlab.formats import FORMATS\n"
+        "from ticketlab.errors import TicketlabError\n"
+        "def peak():\n    return int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]) // 1024\n"
+        "before = peak()\ntry:\n    FORMATS[sys.argv[1]].open(Path(sys.argv[2]).read_bytes())\n"
+        "except TicketlabError as error:\n    print(error)\nprint(peak() - before)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, form, tmp_path / "file"], capture_output=True, text=True, check=True
+    )
+    # a compact network takes the sizes of its state, so this one is read; 4 million units would take 2 GiB
+    assert int(ran.stdout.split()[-1]) < 200
+
+
 def members(content):
     """The bytes of a file, and of what is packed in it."""
     found = [content]
@@ -124,7 +189,17 @@ def test_no_image_and_no_folder_of_this_machine_is_in_a_file(form):
         for part in members(made.make(network, precision, images)):
             assert not any(image.numpy().tobytes() in part for image in images)
             assert not any(row.numpy().tobytes() in part for row in images.view(-1, 12))
-            assert str(Path(__file__).parents[2]).encode() not in part
+            assert not any(trace in part for trace in (b"site-packages", b"/container.py", b"/linear.py", b"/tests/"))
+
+
+@pytest.mark.parametrize("form", here("onnx", "pt2"))
+def test_no_stack_trace_of_a_model_with_a_forward_of_its_own_is_in_a_file(form):
+    for part in members(FORMATS[form].make(family("resnet_20"), "float32", torch.empty(0))):
+        assert not any(trace in part for trace in (b"site-packages", b"resnet.py", b"/container.py"))
+
+
+def test_example_inputs_are_zeros():
+    assert not family("lenet_300_100").zeros(3).any()
 
 
 @pytest.mark.parametrize("form", here())
@@ -200,6 +275,10 @@ def test_sparse_rows_answer_as_the_network_does_and_refuse_convolutions():
     network = family("lenet_300_100")
     images = torch.randn(5, *GRAY).numpy()
     assert np.abs(csr_runner(network)(images) - torch_runner(network.model)(images)).max() < 1e-5
+    first = replace(network, model=nn.Sequential(nn.ReLU(), *network.model.children()))
+    before = images.copy()
+    csr_runner(first)(images)
+    assert np.array_equal(images, before)
     with pytest.raises(FormatError, match="Conv2d has no product"):
         csr_runner(family("lenet_5"))
     with pytest.raises(FormatError, match="only a chain"):

@@ -19,6 +19,7 @@ app = typer.Typer(
     help="Find lottery tickets: sparse networks that train as well as the dense ones they came from.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # rich itself would take [default: …] for markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 recipes_app = typer.Typer(help="What recipes exist; one resolved, checked, or their schema.", no_args_is_help=True)
@@ -184,7 +185,7 @@ def export(
     int8_dynamic: Annotated[bool, typer.Option("--int8-dynamic", help="Int8 without calibration.")] = False,
     float16: Annotated[bool, typer.Option("--float16", help="Values of a ticket as float16.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the files [default: RUN/export].")] = None,
-    images: Annotated[int, typer.Option(min=1, help="Validation images that a file is judged on.")] = 1000,
+    images: Annotated[int, typer.Option(min=200, help="Validation images that a file is judged on, at most.")] = 5000,
     runs: RunsRoot = Path("runs"),
     data: DataRoot = None,
     json: Json = False,
@@ -194,11 +195,12 @@ def export(
     """Write a trained network as files that other programs load; each is run on real images before it is accepted."""
     with render.one_line_errors(verbose):
         from ticketlab.cli import shipping
-        from ticketlab.workflows.export import export_network
+        from ticketlab.workflows.export import check, export_network
         from ticketlab.workflows.ship import newest, shipment
 
         wanted = shipping.wanted(form, int8, int8_dynamic, float16)
-        given = shipment(newest(runs, run, level), _places(data), level, replicate)
+        given = shipment(newest(runs, run, level, replicate), _places(data), level, replicate)
+        check(given.network, wanted)
         if not quiet:
             render.note(f"network: {given.network.name} ({given.kind})")
         folder = out or given.store.path / "export"

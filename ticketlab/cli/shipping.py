@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ticketlab.cli.render import new_table, note, result, show
 from ticketlab.errors import FormatError, GateFailed
 from ticketlab.formats import FORMATS, find_format
-from ticketlab.formats.format import Precision
+from ticketlab.formats.format import Precision, spoken
 from ticketlab.workflows.bench import Bench
 from ticketlab.workflows.train_level import Notice
 
 EXPORT_COLUMNS = (
-    "format", "precision", "bytes", "zlib", "largest\ndifference", "same answer\n%", "validation\n%", "test\n%", "",
+    "file", "precision", "bytes", "zlib", "largest\ndifference", "same answer\n%", "validation\n%", "test\n%", "",
 )  # fmt: skip
 NETWORK_COLUMNS = (
     "network", "density\n%", "parameters", "non-zero", "MACs", "effective\nMACs", "bytes", "as a\nticket",
@@ -56,9 +57,10 @@ def exported(events: Iterable[dict[str, Any]], quiet: bool, json: bool) -> None:
             percents = [f"{100 * record[key]:.2f}" for key in ("top1_agreement", "val_accuracy", "test_accuracy")]
             sizes = [f"{record[key]:,}" for key in ("bytes", "bytes_zlib")]
             state = "" if record["accepted"] else "rejected"
-            named = [record["format"], record["precision"].replace("_", " ")]
+            named = [Path(record["path"]).name, spoken(record["precision"])]
             table.add_row(*named, *sizes, f"{record['max_abs_diff']:.2g}", *percents, state)
         show(table)
+        result("in " + ", ".join(dict.fromkeys(str(Path(record["path"]).parent) for record in records)))
     rejected = [record for record in records if not record["accepted"]]
     if rejected:
         raise GateFailed("\n".join(f"{record['path']}: {record['reason']}" for record in rejected))
@@ -78,7 +80,8 @@ def benched(events: Iterable[Notice | Bench], quiet: bool, json: bool) -> None:
             _latencies(event.rows)
             for sentence in event.verdicts:
                 result(sentence)
-            note("files: " + ", ".join(str(path) for path in event.files))
+            if not quiet:
+                note("files: " + ", ".join(str(path) for path in event.files))
 
 
 def _networks(rows: list[dict[str, Any]]) -> None:
@@ -100,7 +103,8 @@ def _latencies(rows: list[dict[str, Any]]) -> None:
     before = None
     for row in sorted((row for row in rows if row["batch"] == 1), key=_order(rows)):
         key = (row["runtime"], row["dtype"], row["network"])
-        named = [row["runtime"], row["dtype"].replace("_", " ")] if key[:2] != before else ["", ""]
+        precision = spoken(row["dtype"]) + ("" if row["accepted"] else " ✗")
+        named = [row["runtime"], precision] if key[:2] != before else ["", ""]
         before = key[:2]
         times = [_micros(found, which) for found in (row, many.get(key)) for which in ("p10", "median")]
         sizes = [f"{row[name]:,}" if row[name] else "" for name in ("bytes", "bytes_zlib")]

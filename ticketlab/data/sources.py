@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ticketlab.data.files import FileSet, Places, find, read_files
-from ticketlab.errors import MissingData
+from ticketlab.errors import DataError, MissingData
 from ticketlab.registry import Registry
 
 
@@ -32,14 +32,21 @@ class Dataset:
     classes: int
     source: str
     """Folder or package that it was read from."""
-    labels: tuple[str, ...] = tuple("0123456789")
-    """What the classes are called."""
+    named: tuple[str, ...] = ()
+    """What the classes are called, where that is more than a number."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Channels, height, width of one image."""
         channels, height, width = self.train_images.shape[1:]
         return channels, height, width
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each class is called; raises DataError where names and classes differ in number."""
+        if self.named and len(self.named) != self.classes:
+            raise DataError(f"{self.name} has {self.classes} classes and names for {len(self.named)}")
+        return self.named or tuple(map(str, range(self.classes)))
 
     def checksum(self) -> str:
         """SHA-256 of all images and labels."""
@@ -142,7 +149,7 @@ def mnist(places: Places) -> Dataset:
 @datasets.register("fashion_mnist")
 def fashion_mnist(places: Places) -> Dataset:
     """60,000 + 10,000 pictures of clothes, 28×28 (Xiao et al. 2017)."""
-    return replace(_idx_dataset(FASHION_MNIST, places, mean=0.2860, std=0.3530), labels=CLOTHES)
+    return replace(_idx_dataset(FASHION_MNIST, places, mean=0.2860, std=0.3530), named=CLOTHES)
 
 
 @datasets.register("cifar10")
@@ -162,7 +169,7 @@ def cifar10(places: Places) -> Dataset:
         std=(0.2470, 0.2435, 0.2616),
         classes=10,
         source=source,
-        labels=PHOTOGRAPHS,
+        named=PHOTOGRAPHS,
     )
 
 

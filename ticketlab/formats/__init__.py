@@ -23,7 +23,7 @@ FORMATS: dict[str, Format] = {
 def find_format(name: str) -> Format:
     """The format of that name; raises FormatError that suggests the nearest one."""
     if name not in FORMATS:
-        raise FormatError(f"unknown format '{name}'{did_you_mean(name, FORMATS)}")
+        raise FormatError(f"--format: unknown format '{name}'{did_you_mean(name, FORMATS)}")
     return FORMATS[name]
 
 

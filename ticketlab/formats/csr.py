@@ -23,7 +23,7 @@ def csr_runner(network: Network) -> Callable[[Images], Images]:
         if isinstance(layer, nn.Linear):
             steps.append(_product(layer))
         elif isinstance(layer, nn.ReLU):
-            steps.append(lambda values: np.maximum(values, 0, out=values))
+            steps.append(lambda values: np.maximum(values, 0))
         elif not isinstance(layer, nn.Flatten | nn.Identity | nn.Dropout):
             raise FormatError(f"{type(layer).__name__} has no product with a sparse matrix")
     if not steps:

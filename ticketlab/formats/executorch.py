@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketlab.errors import FormatError
-from ticketlab.formats.format import Format, Images, Loaded, Network, Precision, one_at_a_time
+from ticketlab.formats.format import Format, Images, Loaded, Network, Precision, batches, one_at_a_time
 
 KEY = "ticketlab"
 """A method of the program that answers the facts, as JSON."""
@@ -41,8 +41,8 @@ def quantise(network: Network, precision: Precision, images: Tensor, batch: int)
     )
     program = torch.export.export(network.model, (network.zeros(batch),))
     prepared = prepare_pt2e(program.module(), scheme)
-    for start in range(0, len(images) - batch + 1, batch):
-        prepared(images[start : start + batch])
+    for some in batches(images, batch):
+        prepared(some)
     return _lower(torch.export.export(convert_pt2e(prepared), (network.zeros(batch),)), network)
 
 
@@ -67,7 +67,7 @@ def read(content: bytes, _: nn.Module | None = None) -> Loaded:
     _one_thread()
     program = Runtime.get().load_program(content)
     if KEY not in program.method_names:
-        raise FormatError("a .pte program that ticketlab did not write: it does not say what its inputs are")
+        raise FormatError("a .pte program that ticketlab did not write")
     (facts,) = program.load_method(KEY).execute([])
     batch = program.load_method("forward").metadata.input_tensor_meta(0).sizes()[0]
 
@@ -87,10 +87,10 @@ def _one_thread() -> None:
 
 
 ALONE = """
-import sys, torch
+import json, sys, torch
 from executorch.runtime import Runtime
 method = Runtime.get().load_program(sys.argv[1]).load_method("forward")
-method.execute([torch.zeros(eval(sys.argv[2]))])
+method.execute([torch.zeros(json.loads(sys.argv[2]))])
 """
 
 FORMAT = Format(
@@ -102,7 +102,6 @@ FORMAT = Format(
     precisions=("float32", "int8", "int8_dynamic"),
     needs=("executorch",),
     runs_on=("executorch",),
-    install="python -m pip install 'ticketlab[executorch]'",
-    has_fixed_batch=True,
+    install="python -m pip install executorch",
     alone=ALONE,
 )

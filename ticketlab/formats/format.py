@@ -7,6 +7,7 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,8 @@ from ticketlab.models.build import network_from
 from ticketlab.models.compact import LINEAR, rebuild
 from ticketlab.pruning.masks import Mask
 
+LARGEST = 1 << 14
+"""Pixels that an image may be high or wide."""
 Images = NDArray[np.float32]
 """Normalised images, (n, channels, height, width)."""
 Precision = Literal["float32", "float16", "int8", "int8_dynamic"]
@@ -62,7 +65,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Format:
-    """One format. `write` and `quantise` take how many images the program is for, where that is fixed."""
+    """One format. `write` and `quantise` take how many images at a time the program is for, where that is fixed."""
 
     suffix: str
     write: Callable[[Network, int], bytes]
@@ -78,12 +81,11 @@ class Format:
     runs_on: tuple[str, ...] = ()
     """Packages that running imports."""
     install: str = ""
-    has_fixed_batch: bool = False
     tolerance: float = 1e-4
     """Largest difference of a logit from torch's that float32 may make."""
     alone: str = ""
-    """A script that runs a file (argv: path, images, shape) with nothing but what a device needs; its peak memory is
-    measured."""
+    """A script that runs a file with nothing but what a device needs, so that its memory can be measured; its arguments
+    are the path and the shape of the images as JSON."""
 
     def check(self, name: str, packages: tuple[str, ...] | None = None) -> None:
         """Raise FormatError that says what to install where a package is missing."""
@@ -91,33 +93,70 @@ class Format:
         if missing:
             raise FormatError(f"{name} needs {' and '.join(missing)}, which this Python lacks: {self.install}")
 
-    def can_run(self) -> bool:
-        """Whether the runtime is installed."""
-        return all(importlib.util.find_spec(package) is not None for package in self.runs_on)
-
     def open(self, content: bytes, like: nn.Module | None = None) -> Loaded:
         """The network in a file, ready to run; raises FormatError for bytes that are no such file."""
         try:
             with quiet():
-                return self.read(content, like)
-        except TicketlabError:
+                loaded = self.read(content, like)
+        except (TicketlabError, OSError, MemoryError):
             raise
         except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            raise FormatError(f"cannot be read as {self.suffix} ({type(error).__name__}: {first})") from error
+            raise FormatError(f"cannot be read as {self.suffix}, damaged or cut off? ({first_line(error)})") from error
+        check_facts(loaded.facts)
+        return loaded
 
     def make(self, network: Network, precision: Precision, images: Tensor, batch: int = 1) -> bytes:
         """The file of a network; raises FormatError where the exporter cannot follow it."""
+        if precision not in self.precisions:
+            raise FormatError(f"{self.suffix} has no {spoken(precision)}; it has {self.offers()}")
         try:
             with quiet():
-                if precision == "float32" or self.quantise is None:
+                if precision == "float32":
                     return self.write(network, batch)
+                assert self.quantise is not None  # a format with more precisions than one has it
                 return self.quantise(network, precision, images, batch)
-        except FormatError:
+        except (TicketlabError, OSError, MemoryError):
             raise
         except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            raise FormatError(f"{network.name}: {type(error).__name__}: {first}") from error
+            raise FormatError(f"{network.name} cannot be written as {self.suffix}: {first_line(error)}") from error
+
+    def offers(self) -> str:
+        """Its precisions, as people say them."""
+        return ", ".join(map(spoken, self.precisions))
+
+
+def spoken(precision: str) -> str:
+    """`int8_dynamic` as people say it."""
+    return precision.replace("_", " ")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, without the colours of a terminal."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()]
+    return f"{type(error).__name__}: {next((line for line in lines if line), 'no more is said')}"
+
+
+def check_facts(facts: Any) -> None:
+    """Raise FormatError where a file does not say what its inputs and its answers are."""
+
+    def numbers(key: str, kind: type | tuple[type, ...]) -> list[Any]:
+        found = facts.get(key) if isinstance(facts, dict) else None
+        return found if isinstance(found, list) and all(type(value) in (kind, int) for value in found) else []
+
+    shape, mean, std = numbers("input_shape", int), numbers("mean", float), numbers("std", float)
+    labels = facts.get("labels") if isinstance(facts, dict) else None
+    fits = (
+        isinstance(labels, list)
+        and len(shape) == 3
+        and all(0 < size <= LARGEST for size in shape)
+        and len(mean) == len(std) == shape[0]
+        and all(value > 0 for value in std)
+        and all(isinstance(label, str) for label in labels)
+        and len(labels) == facts.get("classes")
+        and all(isinstance(facts.get(key), str) for key in ("name", "data"))
+    )
+    if not fits:
+        raise FormatError("does not say what its inputs and its answers are, or contradicts itself")
 
 
 def torch_runner(model: nn.Module) -> Callable[[Images], Images]:
@@ -140,6 +179,13 @@ def rebuilt(state: Mapping[str, Tensor], facts: dict[str, Any], like: nn.Module 
         )
     model = rebuild(deepcopy(like), state).eval() if like is not None else network_from(state, facts)
     return Loaded(torch_runner(model), facts)
+
+
+def batches(images: Tensor, batch: int) -> list[Tensor]:
+    """Calibration images, so many at a time; the first ones again where there are too few for one batch."""
+    count = -(-max(batch - len(images), 0) // max(len(images), 1)) + 1
+    enough = images.repeat(count, *[1] * (images.dim() - 1))
+    return [enough[start : start + batch] for start in range(0, len(enough) - batch + 1, batch)]
 
 
 def one_at_a_time(run: Callable[[Images], Images], batch: int = 1) -> Callable[[Images], Images]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from ticketlab.errors import FormatError
-from ticketlab.formats.format import Format, Images, Loaded, Network, Precision, one_at_a_time
+from ticketlab.formats.format import Format, Images, Loaded, Network, Precision, batches, one_at_a_time
 
 KEY = "ticketlab"
 """Name of the metadata buffer with the facts, as JSON."""
@@ -23,13 +22,22 @@ def write(network: Network, batch: int) -> bytes:
 
 
 def quantise(network: Network, precision: Precision, images: Tensor, batch: int) -> bytes:
-    """Int8 weights per channel; activations with ranges from calibration images, or found anew at every call."""
+    """Int8 weights per channel; activations with ranges from calibration images, or found anew at every call.
+
+    Images and logits stay float32: the file converts them itself.
+    """
     from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    from ai_edge_quantizer.qtyping import TFLOperationName
 
     content = write(network, batch)  # with its facts: the quantiser's own files cannot be packed anew
     worker = quantizer.Quantizer(content)
-    is_dynamic = precision == "int8_dynamic"
-    worker.load_quantization_recipe(recipe.dynamic_wi8_afp32() if is_dynamic else recipe.static_wi8_ai8())
+    if precision == "int8_dynamic":
+        worker.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+    else:
+        worker.load_quantization_recipe(recipe.static_wi8_ai8())
+        for end in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
+            worker.update_quantization_recipe(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
     ranges = _ranges(worker, content, images, batch) if worker.need_calibration else None
     return bytes(worker.quantize(ranges).quantized_model)
 
@@ -41,8 +49,8 @@ def _ranges(worker: Any, content: bytes, images: Tensor, batch: int) -> dict[str
     """
     ((signature, names),) = _interpreter(content).get_signature_list().items()
     name, ranges = names["inputs"][0], dict[str, dict[str, Any]]()
-    for start in range(0, len(images) - batch + 1, batch):
-        found = worker.calibrate({signature: [{name: images[start : start + batch].numpy()}]}, num_threads=1)
+    for some in batches(images, batch):
+        found = worker.calibrate({signature: [{name: some.numpy()}]}, num_threads=1)
         for tensor, seen in found.items():
             known = ranges.setdefault(tensor, dict(seen))
             for key, widest in (("min", np.minimum), ("max", np.maximum)):
@@ -74,19 +82,17 @@ def _with_facts(content: bytes, network: Network) -> bytes:
 
 
 def read(content: bytes, _: nn.Module | None = None) -> Loaded:
-    """A .tflite file in LiteRT's interpreter, on one thread; integers in and out are scaled."""
+    """A .tflite file in LiteRT's interpreter, on one thread."""
     facts = _facts(content)
     interpreter = _interpreter(content)
     interpreter.allocate_tensors()
     (given,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
-    to_integers, from_integers = _to_integers(given), _from_integers(answer)
     entry, end = given["index"], answer["index"]
 
     def run(images: Images) -> Images:
-        interpreter.set_tensor(entry, to_integers(images) if to_integers else images)
+        interpreter.set_tensor(entry, images)
         interpreter.invoke()
-        values = interpreter.get_tensor(end)
-        return from_integers(values) if from_integers else values
+        return interpreter.get_tensor(end)
 
     return Loaded(one_at_a_time(run, int(given["shape"][0])), facts)
 
@@ -105,33 +111,8 @@ def _facts(content: bytes) -> dict[str, Any]:
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     found = [entry.buffer for entry in model.metadata or () if entry.name in (KEY, KEY.encode())]
     if not found:
-        raise FormatError("a .tflite file that ticketlab did not write: it does not say what its inputs are")
+        raise FormatError("a .tflite file that ticketlab did not write")
     return json.loads(bytes(model.buffers[found[0]].data))
-
-
-def _to_integers(details: dict[str, Any]) -> Callable[[Images], Any] | None:
-    """Images → what an integer input wants; None where it takes floats."""
-    scale, zero = details["quantization"]
-    if not scale:
-        return None
-    limits, steps = np.iinfo(details["dtype"]), np.float32(1 / scale)
-    lowest, highest = np.float32(limits.min), np.float32(limits.max)
-
-    def scaled(images: Images) -> Any:
-        values = images * steps
-        np.rint(values, out=values)
-        values += np.float32(zero)
-        np.maximum(values, lowest, out=values)
-        np.minimum(values, highest, out=values)
-        return values.astype(details["dtype"])
-
-    return scaled
-
-
-def _from_integers(details: dict[str, Any]) -> Callable[[Any], Images] | None:
-    """What an integer output gives → logits; None where it gives floats."""
-    scale, zero = details["quantization"]
-    return (lambda values: (values.astype(np.float32) - np.float32(zero)) * np.float32(scale)) if scale else None
 
 
 ALONE = """
@@ -152,7 +133,6 @@ FORMAT = Format(
     precisions=("float32", "int8", "int8_dynamic"),
     needs=("litert_torch", "ai_edge_litert"),
     runs_on=("ai_edge_litert",),
-    install="python -m pip install 'ticketlab[litert]' in an environment of its own (it wants torch below 2.15)",
-    has_fixed_batch=True,
+    install="python -m pip install litert-torch ai-edge-litert, in an environment of its own (torch below 2.15)",
     alone=ALONE,
 )

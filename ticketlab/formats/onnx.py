@@ -95,7 +95,7 @@ def read(content: bytes, _: nn.Module | None = None) -> Loaded:
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     facts = session.get_modelmeta().custom_metadata_map.get(KEY)
     if facts is None:
-        raise FormatError("an ONNX file that ticketlab did not write: it does not say what its inputs are")
+        raise FormatError("an ONNX file that ticketlab did not write")
     name = session.get_inputs()[0].name
 
     def run(images: Images) -> Images:
@@ -105,11 +105,11 @@ def read(content: bytes, _: nn.Module | None = None) -> Loaded:
 
 
 ALONE = """
-import sys, numpy, onnxruntime
+import json, sys, numpy, onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-session.run(None, {session.get_inputs()[0].name: numpy.zeros(eval(sys.argv[2]), "float32")})
+session.run(None, {session.get_inputs()[0].name: numpy.zeros(json.loads(sys.argv[2]), "float32")})
 """
 
 FORMAT = Format(

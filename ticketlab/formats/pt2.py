@@ -36,15 +36,8 @@ def read(content: bytes, _: nn.Module | None = None) -> Loaded:
     extra = {FACTS: ""}
     program = torch.export.load(io.BytesIO(content), extra_files=extra)
     if not extra[FACTS]:
-        raise FormatError("a .pt2 archive that ticketlab did not write: it does not say what its inputs are")
+        raise FormatError("a .pt2 archive that ticketlab did not write")
     return Loaded(torch_runner(program.module()), json.loads(extra[FACTS]))
 
 
-ALONE = """
-import sys, torch
-model = torch.export.load(sys.argv[1]).module()
-with torch.inference_mode():
-    model(torch.zeros(eval(sys.argv[2])))
-"""
-
-FORMAT = Format(suffix=".pt2", write=write, read=read, alone=ALONE)
+FORMAT = Format(suffix=".pt2", write=write, read=read)

@@ -26,10 +26,10 @@ def read(content: bytes, like: nn.Module | None = None) -> Loaded:
 
 
 ALONE = """
-import sys, numpy
+import json, sys, numpy
 from pathlib import Path
 from ticketlab.formats.ticket import FORMAT
-FORMAT.open(Path(sys.argv[1]).read_bytes()).run(numpy.zeros(eval(sys.argv[2]), "float32"))
+FORMAT.open(Path(sys.argv[1]).read_bytes()).run(numpy.zeros(json.loads(sys.argv[2]), "float32"))
 """
 
 FORMAT = Format(

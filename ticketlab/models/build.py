@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ticketlab.errors import PluginError
@@ -43,8 +45,13 @@ def _takes_shape(builder: Callable[..., Any]) -> bool:
 
 
 def network_from(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> nn.Module:
-    """The network that facts of a file describe, with its state, compact ones at their own size; for evaluation."""
+    """The network that facts of a file describe, with its state, compact ones at their own size; for evaluation.
+
+    Of a built-in model no weights are made but the state's own, whatever size the facts claim.
+    """
     section = ModelSection.model_validate(facts["model"])
     builder = find_builder(section, Path.cwd())
-    model = call_builder(builder, section.options, tuple(facts["input_shape"]), facts["classes"])
+    is_built_in = section.file is None and builder.__module__.startswith("ticketlab.")
+    with torch.device("meta") if is_built_in else nullcontext():
+        model = call_builder(builder, section.options, tuple(facts["input_shape"]), facts["classes"])
     return rebuild(model, state).eval()

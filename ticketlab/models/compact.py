@@ -60,7 +60,8 @@ def rebuild(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             if value is not None and isinstance(layer, (*LINEAR, *NORMS)):
                 set_tensor_(layer, part, value.clone())
     try:
-        model.load_state_dict(dict(state))
+        # what has no memory yet takes the state's
+        model.load_state_dict(dict(state), assign=any(value.is_meta for value in model.state_dict().values()))
     except RuntimeError as error:
         raise PluginError(f"these weights belong to another network: {error}") from error
     return model

@@ -19,6 +19,8 @@ from torch import Tensor
 from ticketlab.errors import RunError
 
 PARTIAL = ".partial"
+REJECTED = ".rejected"
+"""Ends the name of a file that did not pass its gate."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -39,7 +41,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_judged(path: Path, content: bytes, is_accepted: bool) -> Path:
     """Keep a file under its name, or as `.rejected`; whichever is written replaces the other. Returns its path."""
-    rejected = path.with_name(f"{path.name}.rejected")
+    rejected = path.with_name(path.name + REJECTED)
     written, stale = (path, rejected) if is_accepted else (rejected, path)
     write_bytes(written, content)
     stale.unlink(missing_ok=True)

@@ -47,7 +47,7 @@ def read_network(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def network_of(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State and facts in the bytes of such a file; raises ValueError for any others."""
     state, facts = tensors_of(content)
-    if (facts.pop("format", None), facts.pop("version", None)) != (FORMAT, VERSION):
+    if not isinstance(facts, dict) or (facts.pop("format", None), facts.pop("version", None)) != (FORMAT, VERSION):
         raise ValueError(f"not a {FORMAT} file of version {VERSION}")
     return state, facts
 

@@ -16,14 +16,14 @@ import torch
 from ticketlab.data.files import Places
 from ticketlab.data.sources import locate_all
 from ticketlab.errors import DataError
+from ticketlab.formats import FORMATS
 from ticketlab.runs.manifest import cpu_name
 from ticketlab.runs.store import list_runs
 
 EXTRAS = {
     "pytest": "python -m pip install -e '.[test]'",
-    "onnxruntime": "python -m pip install onnx onnxscript onnxruntime",
-    "executorch": "for .pte files: python -m pip install 'ticketlab[executorch]'",
-    "litert_torch": "for .tflite files: python -m pip install 'ticketlab[litert]' in an environment of its own",
+    "executorch": f"for .pte files: {FORMATS['executorch'].install}",
+    "litert_torch": f"for .tflite files: {FORMATS['litert'].install}",
 }
 """Optional package → how to get it."""
 

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from ticketlab.data.batches import Examples, normalise
-from ticketlab.errors import FormatError
+from ticketlab.errors import FailedRun, FormatError
 from ticketlab.formats import find_format
-from ticketlab.formats.format import Format, Loaded, Network, Precision, torch_runner
-from ticketlab.runs.files import write_json, write_judged
+from ticketlab.formats.format import Format, Loaded, Network, Precision, spoken, torch_runner
+from ticketlab.runs.files import REJECTED, read_json, write_json, write_judged
 from ticketlab.workflows.ship import Shipment
 
-IMAGES = 1000
-"""Validation images that a file must answer as the network does."""
+IMAGES = 5000
+"""Validation images, at most, that a file must answer as the network does."""
+FEWEST = 200
+"""Fewer cannot tell whether 99 % of the answers are the same."""
 CALIBRATION = 512
 """Training images that static int8 takes its ranges from."""
 BATCH = 250
@@ -38,7 +40,7 @@ class Judged:
     max_abs_diff: float
     top1_agreement: float
     val_accuracy: float
-    network_val_accuracy: float
+    images: int
     reason: str | None
     """Why it is rejected; None where it is accepted."""
 
@@ -48,34 +50,59 @@ def export_network(
 ) -> Iterator[dict[str, Any]]:
     """Write a network in each format and precision; yields the record of each file as `--json` prints it.
 
-    Raises FormatError before anything is written where a format cannot be made here.
+    Raises FormatError before anything is written where one of them cannot be made.
     """
     check(given.network, wanted)
-    records = []
-    for name, precision in wanted:
-        found = find_format(name)
-        content = found.make(labelled(given.network, precision), precision, calibration_images(given))
-        loaded = found.open(content, like=given.network.model)
-        judged = judge(given.network, loaded, found, precision, _first(given.splits.validation, images))
-        path = folder / f"{_stem(given)}{_infix(precision)}{found.suffix}"
-        written = write_judged(path, content, judged.reason is None)
-        test = given.splits.test
-        record = {
-            "format": name,
-            "precision": precision,
-            "path": str(written),
-            "bytes": len(content),
-            "bytes_zlib": len(zlib.compress(content, 9)),
-            "max_abs_diff": judged.max_abs_diff,
-            "top1_agreement": judged.top1_agreement,
-            "val_accuracy": judged.val_accuracy,
-            "test_accuracy": _accuracy(_answers(loaded, test), test),
-            "accepted": judged.reason is None,
-            "reason": judged.reason,
-        }
-        records.append(record)
+    if folder.exists() and not folder.is_dir():
+        raise FormatError(f"--out {folder}: is a file; name a folder")
+    calibration = calibration_images(given)
+    made = {
+        (name, precision): find_format(name).make(labelled(given.network, precision), precision, calibration)
+        for name, precision in wanted
+    }
+    for (name, precision), content in made.items():
+        record = _export(given, name, precision, content, folder, images)
+        _keep(folder, given, record)
         yield record
-    write_json(folder / RESULT, {"run": str(given.store.path), "network": given.network.name, "files": records})
+
+
+def _export(
+    given: Shipment, name: str, precision: Precision, content: bytes, folder: Path, images: int
+) -> dict[str, Any]:
+    """Judge a file and put it in its place."""
+    found = find_format(name)
+    loaded = found.open(content, like=given.network.model)
+    judged = judge(given.network, loaded, found, precision, first(given.splits.validation, images))
+    path = folder / f"{_stem(given)}{_infix(precision)}{found.suffix}"
+    test = given.splits.test
+    accuracy = _accuracy(_answers(loaded, test), test)
+    try:
+        written = write_judged(path, content, judged.reason is None)
+    except OSError as error:
+        raise FailedRun(f"{folder}: cannot be written ({error.strerror or error})") from error
+    return {
+        "format": name,
+        "precision": precision,
+        "path": str(written),
+        "bytes": len(content),
+        "bytes_zlib": len(zlib.compress(content, 9)),
+        "max_abs_diff": judged.max_abs_diff,
+        "top1_agreement": judged.top1_agreement,
+        "images": judged.images,
+        "val_accuracy": judged.val_accuracy,
+        "test_accuracy": accuracy,
+        "accepted": judged.reason is None,
+        "reason": judged.reason,
+    }
+
+
+def _keep(folder: Path, given: Shipment, record: dict[str, Any]) -> None:
+    """Put a file's record among those of the folder; a newer one of the same file takes the older one's place."""
+    path = folder / RESULT
+    known = read_json(path)["files"] if path.exists() else []
+    name = record["path"].removesuffix(REJECTED)
+    others = [other for other in known if other["path"].removesuffix(REJECTED) != name]
+    write_json(path, {"files": [*others, {"network": given.network.name, **record}]})
 
 
 def check(network: Network, wanted: Sequence[tuple[str, Precision]]) -> None:
@@ -86,7 +113,7 @@ def check(network: Network, wanted: Sequence[tuple[str, Precision]]) -> None:
             found = find_format(name)
             found.check(name)
             if precision not in found.precisions:
-                raise FormatError(f"{name} has no {precision}; it has {', '.join(found.precisions)}")
+                raise FormatError(f"{name} has no {spoken(precision)}; it has {found.offers()}")
             if found.refuses is not None and (why := found.refuses(network, precision)):
                 raise FormatError(f"{name}: {why}")
         except FormatError as error:
@@ -102,7 +129,7 @@ def labelled(network: Network, precision: Precision) -> Network:
 
 def calibration_images(given: Shipment) -> Tensor:
     """Training images, normalised, from which static int8 takes the ranges of activations."""
-    train = _first(given.splits.train, CALIBRATION)
+    train = first(given.splits.train, CALIBRATION)
     return normalise(train.images, train)
 
 
@@ -113,7 +140,9 @@ def judge(network: Network, loaded: Loaded, made: Format, precision: Precision, 
     agreement = float((answers.argmax(1) == own.argmax(1)).mean())
     accuracy, before = _accuracy(answers, examples), _accuracy(own, examples)
     reason = None
-    if not np.isfinite(answers).all():
+    if precision != "float32" and len(examples) < FEWEST:
+        reason = f"only {len(examples)} validation images: too few to tell"
+    elif not np.isfinite(answers).all():
         reason = "answers that are not finite"
     elif precision == "float32" and difference > made.tolerance:
         reason = f"logits differ by {difference:.2g}, more than {made.tolerance:g}"
@@ -122,7 +151,7 @@ def judge(network: Network, loaded: Loaded, made: Format, precision: Precision, 
     elif precision != "float32" and accuracy < before - ACCURACY_LOSS:
         lost = 100 * (before - accuracy)
         reason = f"validation accuracy falls by {lost:.2f} points, more than {100 * ACCURACY_LOSS:g}"
-    return Judged(difference, agreement, accuracy, before, reason)
+    return Judged(difference, agreement, accuracy, len(examples), reason)
 
 
 def _answers(loaded: Loaded, examples: Examples) -> np.ndarray:
@@ -134,7 +163,8 @@ def _accuracy(answers: np.ndarray, examples: Examples) -> float:
     return float((torch.from_numpy(answers).argmax(1) == examples.labels).double().mean())
 
 
-def _first(examples: Examples, count: int) -> Examples:
+def first(examples: Examples, count: int) -> Examples:
+    """The first examples, at most so many."""
     return examples.some(torch.arange(min(count, len(examples))))
 
 

@@ -11,7 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ticketlab.errors import FormatError
 from ticketlab.formats import format_of
-from ticketlab.formats.format import Images
+from ticketlab.formats.format import Images, first_line
+from ticketlab.runs.files import REJECTED
 
 SHOWN = 3
 BRIGHT = 0.4
@@ -33,14 +34,20 @@ def predict(file: Path, pictures: Sequence[Path], invert: bool = False) -> dict[
     facts = loaded.facts
     pixels = np.stack([_pixels(path, facts["input_shape"], invert) for path in pictures])
     mean, std = (np.array(facts[key], np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
-    logits = loaded.run(((pixels - mean) / std).astype(np.float32))
-    notes = [note for path, image in zip(pictures, pixels, strict=True) if (note := _doubt(path, image, facts))]
+    try:
+        logits = loaded.run(((pixels - mean) / std).astype(np.float32))
+    except Exception as error:  # a runtime's own, where a file's facts do not fit its graph
+        raise FormatError(f"{file}: cannot be run ({first_line(error)})") from error
+    if logits.shape != (len(pictures), facts["classes"]):
+        raise FormatError(f"{file}: does not answer with {facts['classes']} logits, as it says")
+    rejected = [f"{file}: did not pass its gate; export.json beside it says why"] if file.suffix == REJECTED else []
+    doubts = [_doubt(path, image, facts) for path, image in zip(pictures, pixels, strict=True)]
     return {
         "file": str(file),
         "format": name,
         "network": facts["name"],
         "predictions": [_prediction(path, row, facts) for path, row in zip(pictures, logits, strict=True)],
-        "notes": notes,
+        "notes": rejected + [doubt for doubt in doubts if doubt],
     }
 
 
@@ -49,17 +56,31 @@ def _pixels(path: Path, shape: Sequence[int], invert: bool) -> Images:
     channels, height, width = shape
     try:
         with Image.open(path) as opened:
-            picture = opened.convert("L" if channels == 1 else "RGB")
+            picture = _flat(opened).convert("L" if channels == 1 else "RGB")
     except FileNotFoundError as error:
         raise FormatError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise FormatError(f"{path}: a folder; name pictures") from error
+    except Image.DecompressionBombError as error:
+        raise FormatError(f"{path}: too large a picture") from error
     except (UnidentifiedImageError, OSError) as error:
-        raise FormatError(f"{path}: not a picture that Pillow can read") from error
+        raise FormatError(f"{path}: not a picture that Pillow can read, or damaged ({error})") from error
     if invert:
         picture = ImageOps.invert(picture)
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     values = np.asarray(picture, np.float32) / np.float32(255)
     return values.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _flat(picture: Image.Image) -> Image.Image:
+    """Transparency on white, as viewers show it; 16 bits a pixel brought to 8."""
+    if picture.mode.startswith("I"):
+        return Image.fromarray((np.asarray(picture, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if "transparency" in picture.info or "A" in picture.getbands():
+        drawn = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
+    return picture
 
 
 def _doubt(path: Path, pixels: Images, facts: dict[str, Any]) -> str | None:

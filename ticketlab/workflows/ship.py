@@ -36,22 +36,32 @@ class Shipment:
     """As the run measured it, at the early-stop step."""
 
 
-def newest(root: Path, name: str | None, level: int | None) -> RunStore:
-    """The run of that name, or the newest one that holds a finished network: of a fusion, or of pruning."""
+def newest(root: Path, name: str | None, level: int | None = None, replicate: int = 1) -> RunStore:
+    """The run of that name; without one the newest finished run that holds such a network, of a fusion or of pruning.
+
+    A level or a replicate is a pruning run's, so a prefix that fits several runs then means that one.
+    """
     if name is not None:
-        return find_run(root, name, None if level is None else "prune")
-    fitting = [store for store in list_runs(root) if _has_network(store, level)]
+        try:
+            return find_run(root, name)
+        except RunError:
+            if level is None and replicate == 1:
+                raise
+            return find_run(root, name, "prune")
+    fitting = [store for store in list_runs(root) if _has_network(store, level, replicate)]
     if not fitting:
-        which = f"no finished run in {root}" + (f" has a level {level}" if level else "")
+        wanted = [f"level {level}"] * (level is not None) + [f"replicate {replicate}"] * (replicate != 1)
+        which = f"no finished run in {root}" + (f" has a {' and a '.join(wanted)}" if wanted else "")
         raise RunError(f"{which}; make one with: ticketlab prune recipes/lenet_mnist.yaml")
     return fitting[-1]
 
 
-def _has_network(store: RunStore, level: int | None) -> bool:
+def _has_network(store: RunStore, level: int | None, replicate: int) -> bool:
     try:
         if store.kind == "fuse":
-            return level is None and store.has_result(RESULT)
-        return store.kind == "prune" and store.has_level(1, level or 0)
+            return level is None and replicate == 1 and store.has_result(RESULT)
+        is_finished = store.kind == "prune" and store.read_manifest().get("state") == "finished"
+        return is_finished and store.has_level(replicate, level or 0)
     except RunError:
         return False
 
@@ -87,27 +97,27 @@ def _fused(store: RunStore, places: Places) -> Shipment:
     if not store.has_result(RESULT):
         raise RunError(f"{store.name} is not finished; the same command goes on with it")
     _, facts = read_network(store.path / NETWORK)
+    model = load_network(store.path / NETWORK)  # and the plugins, one of which may bring the data
     if "validation" not in facts:
         raise RunError(f"{store.name}: was fused by an older ticketlab, which did not record its split; fuse it again")
     dataset = load_dataset(facts["data"], places)
     dataset = replace(dataset, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
     splits = split(dataset, facts["validation"], facts["split_seed"])
-    model = load_network(store.path / NETWORK)
     accuracy = store.read_result(RESULT)["after"]["test_accuracy"]
     return Shipment("fused", _network(store.name, model, {}, facts), splits, store, accuracy)
 
 
-def sources(fused: Shipment, root: Path, places: Places) -> list[Shipment]:
-    """The dense and the masked network that a fused one was made from, as far as their run is still there."""
-    made_from = fused.network.facts["source"]
-    if "run" not in made_from:
+def sources(given: Shipment, root: Path, places: Places) -> list[Shipment]:
+    """The dense network that a network comes from, and of a fused one the level that was fused.
+
+    Raises RunError where their run is not there, or cannot be read.
+    """
+    made_from = given.network.facts["source"]
+    if "run" not in made_from or given.kind == "dense":
         return []
-    try:
-        store = find_run(root, made_from["run"], "prune")
-        levels = dict.fromkeys((0, made_from["level"]))
-        return [shipment(store, places, level, made_from["replicate"]) for level in levels]
-    except RunError:
-        return []
+    store = find_run(root, made_from["run"], "prune") if given.kind == "fused" else given.store
+    levels = dict.fromkeys((0, made_from["level"])) if given.kind == "fused" else (0,)
+    return [shipment(store, places, level, made_from["replicate"]) for level in levels]
 
 
 def _network(name: str, model: nn.Module, mask: Mask, facts: Mapping[str, Any]) -> Network:
@@ -116,5 +126,13 @@ def _network(name: str, model: nn.Module, mask: Mask, facts: Mapping[str, Any]) 
     if section["file"]:
         section["file"] = PurePath(section["file"]).name
     told = {key: value for key, value in facts.items() if key != "plugins"}
-    made = {"name": name, "widths": layer_widths(model), "density": density(mask) if mask else 1.0}
-    return Network(name, own_memory_(model.eval()), mask, {**told, "model": section, "ticketlab": __version__, **made})
+    source = dict(facts["source"])
+    if "weights" in source:
+        source["weights"] = PurePath(source["weights"]).name
+    made = {
+        "name": name,
+        "widths": layer_widths(model),
+        "density": density(mask) if mask else 1.0,
+        "ticketlab": __version__,
+    }
+    return Network(name, own_memory_(model.eval()), mask, {**told, "model": section, "source": source, **made})

@@ -85,7 +85,8 @@ def from_run(store: RunStore, places: Places, level: int | None, replicate: int,
     was_trained = sum(point.steps for point in finished[:1]) >= plan.steps
     dense = _level_model(plan, store, replicate, 0) if index and was_trained else None
     facts["digest"] = digest(model.state_dict())
-    return Source(f"{store.name} level {index}", plan, model, dense, facts)
+    name = f"{store.name} level {index}" + (f" replicate {replicate}" if replicate != 1 else "")
+    return Source(name, plan, model, dense, facts)
 
 
 def _deepest(store: RunStore, finished: Sequence[Level], replicate: int) -> int:
