@@ -112,8 +112,10 @@ def test_static_int8_takes_convolutions_and_dynamic_is_refused_with_the_reason(f
 
 @pytest.mark.parametrize("form", here("litert"))
 @pytest.mark.parametrize("precision", ["int8", "int8_dynamic"])
-def test_litert_takes_convolutions_in_both_int8_forms(form, precision):
-    network, images = family("lenet_5 batch_norm"), torch.randn(64, 1, 28, 28)
+@pytest.mark.parametrize("name", ["lenet_5 batch_norm", "resnet_20"])
+def test_litert_takes_convolutions_in_both_int8_forms(form, precision, name):
+    network = family(name)
+    images = torch.randn(64, *network.facts["input_shape"])
     loaded = FORMATS[form].open(FORMATS[form].make(network, precision, images))
     own, found = torch_runner(network.model)(images.numpy()), loaded.run(images.numpy())
     assert 0 < np.abs(found - own).max() < 0.15 * np.abs(own).max()

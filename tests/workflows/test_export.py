@@ -19,7 +19,7 @@ from ticketlab.formats.format import Loaded, torch_runner
 from ticketlab.pruning.masks import masked
 from ticketlab.recipe_file import read_recipe
 from ticketlab.runs.network import read_network
-from ticketlab.workflows.export import calibration_images, check, export_network, judge
+from ticketlab.workflows.export import calibration_images, check, export_network, judge, own_answers
 from ticketlab.workflows.fuse import fuse_run
 from ticketlab.workflows.fuse_request import Request
 from ticketlab.workflows.run import Machine, Started, prune_run
@@ -253,13 +253,13 @@ def wrong(count):
         ("int8", lambda logits: logits + 0.3, None),
         ("int8", wrong(1), None),
         ("int8", wrong(2), "validation accuracy falls by 1.00 points, more than 0.5"),
-        ("int8", wrong(3), "the same answer for 98.5 % of images only"),
-        ("float16", wrong(3), "the same answer for 98.5 % of images only"),
+        ("int8", wrong(3), "the same answer for 98.50 % of images only"),
+        ("float16", wrong(3), "the same answer for 98.50 % of images only"),
     ],
 )
 def test_the_gate_by_hand(runs, precision, answers, reason):
     network, loaded, examples = two_hundred(made(runs).network, answers)
-    judged = judge(network, loaded, FORMATS["onnx"], precision, examples)
+    judged = judge(own_answers(network, examples), loaded, FORMATS["onnx"], precision, examples)
     assert (judged.reason or "").startswith(reason or "") if reason is None else reason in judged.reason
     assert (judged.reason is None) == (reason is None)
 
@@ -267,8 +267,9 @@ def test_the_gate_by_hand(runs, precision, answers, reason):
 def test_too_few_images_cannot_accept_a_lower_precision(runs):
     network, loaded, examples = two_hundred(made(runs).network, lambda logits: logits)
     some = examples.some(torch.arange(199))
-    assert "too few to tell" in judge(network, loaded, FORMATS["onnx"], "int8", some).reason
-    assert judge(network, loaded, FORMATS["onnx"], "float32", some).reason is None
+    own = own_answers(network, some)
+    assert "too few to tell" in judge(own, loaded, FORMATS["onnx"], "int8", some).reason
+    assert judge(own, loaded, FORMATS["onnx"], "float32", some).reason is None
 
 
 def test_everything_that_cannot_be_made_is_told_at_once_and_nothing_is_written(runs, tmp_path, monkeypatch):

@@ -203,6 +203,8 @@ def export(
         check(given.network, wanted)
         if not quiet:
             render.note(f"network: {given.network.name} ({given.kind})")
+            for text in shipping.without_code(given.network, wanted):
+                render.note(text)
         folder = out or given.store.path / "export"
         shipping.exported(export_network(given, wanted, folder, images), quiet, json)
 

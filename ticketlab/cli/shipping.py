@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ticketlab.cli.render import new_table, note, result, show
 from ticketlab.errors import FormatError, GateFailed
 from ticketlab.formats import FORMATS, find_format
-from ticketlab.formats.format import Precision, spoken
+from ticketlab.formats.format import Network, Precision, spoken
 from ticketlab.workflows.bench import Bench
 from ticketlab.workflows.train_level import Notice
 
@@ -36,6 +36,13 @@ def wanted(names: str, int8: bool, int8_dynamic: bool, float16: bool) -> list[tu
     for name in formats:
         find_format(name)
     return [(name, precision) for name in formats for precision in precisions]
+
+
+def without_code(network: Network, wanted: Sequence[tuple[str, Precision]]) -> list[str]:
+    """What to know about files of a user's own model that hold its weights alone."""
+    own = network.facts["model"]["file"]
+    kinds = dict.fromkeys(name for name, _ in wanted if name in ("safetensors", "ticket"))
+    return [f"{name} holds weights and no code of {own}: predict cannot run it" for name in kinds] if own else []
 
 
 FORMAT_PRECISIONS: tuple[Precision, ...] = ("int8", "int8_dynamic", "float16")

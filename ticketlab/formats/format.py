@@ -175,7 +175,7 @@ def rebuilt(state: Mapping[str, Tensor], facts: dict[str, Any], like: nn.Module 
     if like is None and own:
         raise FormatError(
             f"holds the weights of '{facts['model']['name']}' from {own}, and no code; export it as onnx or pt2 to run "
-            "it elsewhere"
+            "it"
         )
     model = rebuild(deepcopy(like), state).eval() if like is not None else network_from(state, facts)
     return Loaded(torch_runner(model), facts)

@@ -112,7 +112,10 @@ def _facts(content: bytes) -> dict[str, Any]:
     found = [entry.buffer for entry in model.metadata or () if entry.name in (KEY, KEY.encode())]
     if not found:
         raise FormatError("a .tflite file that ticketlab did not write")
-    return json.loads(bytes(model.buffers[found[0]].data))
+    buffer = model.buffers[found[0]]
+    # the quantiser puts the buffers of larger networks behind the flatbuffer
+    inside = buffer.data is not None
+    return json.loads(bytes(buffer.data) if inside else content[buffer.offset : buffer.offset + buffer.size])
 
 
 ALONE = """

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ticketlab.errors import PluginError
 from ticketlab.models import models
@@ -44,6 +45,27 @@ def _takes_shape(builder: Callable[..., Any]) -> bool:
     return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in asked) == 2
 
 
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Networks that are built here have sizes and no numbers: no memory is taken and nothing is drawn."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Initialisations return what they were given: drawing numbers that nobody keeps would load half of torch."""
+
+    FILLS = frozenset({"normal_", "uniform_", "zero_", "fill_", "trunc_normal_"})
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if getattr(func, "__name__", "") in self.FILLS:
+            return next(iter((*args, *named.values())))
+        return func(*args, **named)
+
+
 def network_from(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> nn.Module:
     """The network that facts of a file describe, with its state, compact ones at their own size; for evaluation.
 
@@ -52,6 +74,6 @@ def network_from(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> nn.Mo
     section = ModelSection.model_validate(facts["model"])
     builder = find_builder(section, Path.cwd())
     is_built_in = section.file is None and builder.__module__.startswith("ticketlab.")
-    with torch.device("meta") if is_built_in else nullcontext():
+    with unfilled() if is_built_in else nullcontext():
         model = call_builder(builder, section.options, tuple(facts["input_shape"]), facts["classes"])
     return rebuild(model, state).eval()

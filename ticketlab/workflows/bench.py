@@ -26,7 +26,7 @@ from ticketlab.formats.format import Format, Network, Precision, spoken, torch_r
 from ticketlab.runs.files import temporary
 from ticketlab.runs.manifest import environment
 from ticketlab.runs.store import RunStore
-from ticketlab.workflows.export import Judged, calibration_images, first, judge, labelled
+from ticketlab.workflows.export import IMAGES, Judged, calibration_images, first, judge, labelled, own_answers
 from ticketlab.workflows.ship import Shipment, sources
 from ticketlab.workflows.train_level import Notice
 
@@ -41,8 +41,6 @@ RUNTIMES: dict[str, tuple[str, tuple[Precision, ...]]] = {
 EAGER = "torch eager"
 PATIENCE = 300
 """Seconds for a process whose memory is measured."""
-JUDGED = 1000
-"""Validation images that each contender must answer as the network does."""
 MEMORY = """
 import re
 print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
@@ -153,6 +151,8 @@ def _contenders(name: str, given: Shipment, batch: int) -> Iterator[Contender | 
     ticket = FORMATS["ticket"]
     eager = partial(torch_runner(network.model), images)
     stored = content_of(ticket, given, "float32")
+    examples = first(given.splits.validation, IMAGES)
+    own = own_answers(network, examples)
     yield Contender(name, EAGER, "float32", eager, images.shape, stored, ticket.alone, ticket.suffix)
     if network.mask:
         try:
@@ -176,7 +176,7 @@ def _contenders(name: str, given: Shipment, batch: int) -> Iterator[Contender | 
             except FormatError as error:
                 yield f"{name}: {runtime} {spoken(precision)} left out: {error}"
                 continue
-            judged = judge(network, loaded, made, precision, first(given.splits.validation, JUDGED))
+            judged = judge(own, loaded, made, precision, examples)
             if judged.reason is not None:
                 yield f"{name}: {runtime} {spoken(precision)} would be rejected by export: {judged.reason}"
             call = partial(loaded.run, images)

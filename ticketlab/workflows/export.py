@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,45 +55,31 @@ def export_network(
     check(given.network, wanted)
     if folder.exists() and not folder.is_dir():
         raise FormatError(f"--out {folder}: is a file; name a folder")
-    calibration = calibration_images(given)
+    calibration, examples = calibration_images(given), first(given.splits.validation, images)
     made = {
         (name, precision): find_format(name).make(labelled(given.network, precision), precision, calibration)
         for name, precision in wanted
     }
+    own = own_answers(given.network, examples)
     for (name, precision), content in made.items():
-        record = _export(given, name, precision, content, folder, images)
+        found = find_format(name)
+        loaded = found.open(content, like=given.network.model)
+        judged = judge(own, loaded, found, precision, examples)
+        accuracy = _accuracy(_answers(loaded, given.splits.test), given.splits.test)
+        path = folder / f"{_stem(given)}{_infix(precision)}{found.suffix}"
+        record = {"format": name, "precision": precision, **_put(path, content, judged), "test_accuracy": accuracy}
         _keep(folder, given, record)
         yield record
 
 
-def _export(
-    given: Shipment, name: str, precision: Precision, content: bytes, folder: Path, images: int
-) -> dict[str, Any]:
-    """Judge a file and put it in its place."""
-    found = find_format(name)
-    loaded = found.open(content, like=given.network.model)
-    judged = judge(given.network, loaded, found, precision, first(given.splits.validation, images))
-    path = folder / f"{_stem(given)}{_infix(precision)}{found.suffix}"
-    test = given.splits.test
-    accuracy = _accuracy(_answers(loaded, test), test)
+def _put(path: Path, content: bytes, judged: Judged) -> dict[str, Any]:
+    """Put a judged file in its place; raises FailedRun where that is not possible."""
     try:
         written = write_judged(path, content, judged.reason is None)
     except OSError as error:
-        raise FailedRun(f"{folder}: cannot be written ({error.strerror or error})") from error
-    return {
-        "format": name,
-        "precision": precision,
-        "path": str(written),
-        "bytes": len(content),
-        "bytes_zlib": len(zlib.compress(content, 9)),
-        "max_abs_diff": judged.max_abs_diff,
-        "top1_agreement": judged.top1_agreement,
-        "images": judged.images,
-        "val_accuracy": judged.val_accuracy,
-        "test_accuracy": accuracy,
-        "accepted": judged.reason is None,
-        "reason": judged.reason,
-    }
+        raise FailedRun(f"{path.parent}: cannot be written ({error.strerror or error})") from error
+    sizes = {"bytes": len(content), "bytes_zlib": len(zlib.compress(content, 9))}
+    return {"path": str(written), **sizes, **asdict(judged), "accepted": judged.reason is None}
 
 
 def _keep(folder: Path, given: Shipment, record: dict[str, Any]) -> None:
@@ -133,9 +119,14 @@ def calibration_images(given: Shipment) -> Tensor:
     return normalise(train.images, train)
 
 
-def judge(network: Network, loaded: Loaded, made: Format, precision: Precision, examples: Examples) -> Judged:
-    """Compare a file's answers with the network's own on real images."""
-    own, answers = _answers(Loaded(torch_runner(network.model), {}), examples), _answers(loaded, examples)
+def own_answers(network: Network, examples: Examples) -> np.ndarray:
+    """What the network itself says, (examples, classes)."""
+    return _answers(Loaded(torch_runner(network.model), {}), examples)
+
+
+def judge(own: np.ndarray, loaded: Loaded, made: Format, precision: Precision, examples: Examples) -> Judged:
+    """Compare a file's answers on real images with the network's own."""
+    answers = _answers(loaded, examples)
     difference = float(np.abs(answers - own).max())
     agreement = float((answers.argmax(1) == own.argmax(1)).mean())
     accuracy, before = _accuracy(answers, examples), _accuracy(own, examples)
@@ -147,7 +138,7 @@ def judge(network: Network, loaded: Loaded, made: Format, precision: Precision, 
     elif precision == "float32" and difference > made.tolerance:
         reason = f"logits differ by {difference:.2g}, more than {made.tolerance:g}"
     elif precision != "float32" and agreement < AGREEMENT:
-        reason = f"the same answer for {100 * agreement:.1f} % of images only, not {100 * AGREEMENT:g} %"
+        reason = f"the same answer for {100 * agreement:.2f} % of images only, not {100 * AGREEMENT:g} %"
     elif precision != "float32" and accuracy < before - ACCURACY_LOSS:
         lost = 100 * (before - accuracy)
         reason = f"validation accuracy falls by {lost:.2f} points, more than {100 * ACCURACY_LOSS:g}"
