@@ -1,3 +1,4 @@
+import hashlib
 import json
 import struct
 import subprocess
@@ -11,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ticketlab.codec import LIMIT, MAGIC, PREFIX, VERSION, Sparse, decode, encode
-from ticketlab.errors import FormatError
+from ticketlab.codec import LIMIT, MAGIC, PREFIX, VERSION, Sparse, decode, encode, mask_digest
+from ticketlab.errors import FormatError, UnknownMask
 from ticketlab.pruning.masks import masked
 
 FACTS = {"model": {"name": "tiny"}, "classes": 2}
@@ -132,6 +133,32 @@ def test_values_that_do_not_fit_are_refused():
         encode(Sparse({}, {"w": torch.zeros(1, dtype=torch.complex64)}, {}))
 
 
+def test_a_known_mask_is_left_out_and_must_be_the_same():
+    network = sparse(0.5)
+    content = encode(network, is_known=True)
+    assert equal(decode(content, known=network.mask), network)
+    saved = len(encode(network)) - len(content)
+    assert saved > 50  # 125 bytes of mask, but for the digest's 64 letters
+    for known in (None, {}, {"fc.weight": ~network.mask["fc.weight"]}, {"fc.weight": network.mask["fc.weight"].T}):
+        with pytest.raises(UnknownMask):
+            decode(content, known=known)
+
+
+def test_the_digest_of_a_mask_is_that_of_names_shapes_and_bits():
+    mask = {"b": torch.tensor([[True, False]]), "a": torch.tensor([[True] * 9])}
+    parts = b'["a", [1, 9]]' + bytes([0xFF, 0x80]) + b'["b", [1, 2]]' + bytes([0x80])
+    assert mask_digest(mask) == hashlib.sha256(parts).hexdigest() == mask_digest(dict(reversed(mask.items())))
+
+
+def test_a_header_that_counts_on_a_mask_and_names_none_is_an_error():
+    with pytest.raises(FormatError, match="which mask"):
+        decode(sealed(body_of({"facts": {}, "tensors": [entry(coding="known")]}, b"")))
+    mask = {"w": torch.ones(2, 2).bool()}
+    header = {"facts": {}, "tensors": [entry(shape=(4, 1), coding="known")], "mask": mask_digest(mask)}
+    with pytest.raises(FormatError, match="another shape"):
+        decode(sealed(body_of(header, b"\0" * 16)), known=mask)
+
+
 # --- nothing is trusted
 
 
@@ -217,7 +244,7 @@ def test_hostile_files_take_little_memory():
         body_of({"facts": {}, "tensors": [entry(shape=(2**40,), coding=0)]}),
     ]
     code = (
-        "import re, sys\nfrom ticketlab.codec import decode\nfrom ticketlab.errors import FormatError\n"
+        "import re, sys\nfrom ticketlab.codec import decode\nfrom ticketlab.errors import FormatError, UnknownMask\n"
         "def peak():\n    return int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]) // 1024\n"
         "before = peak()\nfor size in map(int, sys.argv[1:]):\n    content = sys.stdin.buffer.read(size)\n"
         "    try:\n        decode(content)\n        print('read')\n    except FormatError:\n        pass\n"

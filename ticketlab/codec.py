@@ -13,7 +13,8 @@ Layout, version 1; numbers are little-endian:
 The header is JSON in UTF-8, a mebibyte at most: `facts`, and `tensors` as [name, shape, dtype, stored, mask]. `mask` is
 null (every value is stored); "bits" (one bit for each weight in the tensor's order, the first in the highest bit of a
 byte, the last byte filled with zeros); or, where that is shorter, a number of bytes of gaps: for each surviving weight
-the removed ones between it and the survivor before, 255 standing for 255 removed and no survivor yet.
+the removed ones between it and the survivor before, 255 standing for 255 removed and no survivor yet; or "known": the
+receiver has the mask, and the header's `mask` is the SHA-256 of all masks (`mask_digest`).
 
 Values and scales are stored as planes (the lowest bytes of all, then the next), which compress better. `stored` is the
 tensor's dtype, or of a float32 tensor of two dimensions or more "float16", or "int8": then a float32 scale for each
@@ -22,6 +23,7 @@ index of the first dimension comes before the values, and a weight is its int8 t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
@@ -35,7 +37,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ticketlab.errors import FormatError
+from ticketlab.errors import FormatError, UnknownMask
 from ticketlab.pruning.masks import Mask, masked, pack, unpack
 
 MAGIC = b"TKLT"
@@ -62,8 +64,8 @@ class Sparse:
     facts: dict[str, Any]
 
 
-def encode(network: Sparse, precision: Stored = "float32") -> bytes:
-    """The bytes of a network; of masked tensors the surviving values alone.
+def encode(network: Sparse, precision: Stored = "float32", is_known: bool = False) -> bytes:
+    """The bytes of a network; of masked tensors the surviving values alone, and the mask unless the receiver knows it.
 
     Float16 and int8 (symmetric, one scale a row) are for masked and other tensors of two dimensions or more;
     biases and norms stay float32. Raises FormatError for numbers that float16 or int8 cannot hold, and for a network
@@ -78,24 +80,29 @@ def encode(network: Sparse, precision: Stored = "float32") -> bytes:
     listed, parts = [], []
     for name, value in state.items():
         tensor, kept = value.detach().cpu().contiguous(), network.mask.get(name)
-        coding, packed = _pack(kept)
+        coding, packed = ("known", b"") if is_known and kept is not None else _pack(kept)
         stored = precision if tensor.dtype == torch.float32 and tensor.dim() > 1 and tensor.numel() else _name(tensor)
         listed.append([name, list(tensor.shape), _name(tensor), stored, coding])
         parts += [packed, _values(name, tensor, kept, stored)]
-    header = json.dumps({"facts": network.facts, "tensors": listed}, sort_keys=True).encode()
+    told = {"facts": network.facts, "tensors": listed, **({"mask": mask_digest(network.mask)} if is_known else {})}
+    header = json.dumps(told, sort_keys=True).encode()
     body = b"".join([struct.pack("<I", len(header)), header, *parts])
     rest = struct.pack("<Q", len(body)) + zlib.compress(body, 9)
     return PREFIX.pack(MAGIC, VERSION, zlib.crc32(rest), len(body)) + rest[8:]
 
 
-def decode(content: bytes, limit: int = LIMIT) -> Sparse:
+def decode(content: bytes, limit: int = LIMIT, known: Mask | None = None) -> Sparse:
     """The network in these bytes; raises FormatError for bytes that are damaged, or that hold no network.
+
+    Raises UnknownMask where they count on a mask that is not `known`.
 
     Nothing is trusted: lengths are checked against what is there, and `limit` in bytes holds for the body, and for the
     tensors and masks together, before memory is taken for them.
     """
     reader = _Reader(_body(content, limit))
-    facts, listed = _header(reader)
+    facts, listed, digest = _header(reader)
+    if digest is not None and (known is None or mask_digest(known) != digest):
+        raise UnknownMask("counts on a mask that is not known here")
     mask: Mask = {}
     state: dict[str, Tensor] = {}
     free = limit
@@ -103,7 +110,7 @@ def decode(content: bytes, limit: int = LIMIT) -> Sparse:
         free -= math.prod(max(size, 1) for size in shape) * (_dtype(dtype).itemsize + (coding is not None))
         if free < 0:
             raise FormatError(f"not read: its tensors take more than {limit:,} bytes")
-        kept = _unpack(reader, coding, shape)
+        kept = _known(known, name, shape) if coding == "known" else _unpack(reader, coding, shape)
         if kept is not None:
             mask[name] = kept
         state[name] = _tensor(reader, shape, dtype, stored, kept)
@@ -134,19 +141,22 @@ def _body(content: bytes, limit: int) -> bytes:
     return body
 
 
-def _header(reader: _Reader) -> tuple[dict[str, Any], list[Any]]:
+def _header(reader: _Reader) -> tuple[dict[str, Any], list[Any], str | None]:
+    """Facts, tensors, and the digest of the mask that the receiver is to know."""
     (length,) = struct.unpack("<I", reader.take(4))
     if length > LONGEST_HEADER:
         raise FormatError(f"damaged: a header of {length:,} bytes")
     try:
         header = json.loads(bytes(reader.take(length)).decode())
-        facts, listed = header["facts"], header["tensors"]
+        facts, listed, digest = header["facts"], header["tensors"], header.get("mask")
         fits = isinstance(facts, dict) and isinstance(listed, list) and all(_is_entry(entry) for entry in listed)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"damaged: its header cannot be read ({error})") from error
     if not fits or len({entry[0] for entry in listed}) != len(listed):
         raise FormatError("damaged: its header does not describe tensors")
-    return facts, listed
+    if (digest is not None) != any(entry[4] == "known" for entry in listed):
+        raise FormatError("damaged: its header does not say which mask it counts on")
+    return facts, listed, digest
 
 
 def _is_entry(entry: Any) -> bool:
@@ -160,7 +170,7 @@ def _is_entry(entry: Any) -> bool:
         and all(_is_count(size) for size in shape)
         and dtype in DTYPES
         and (stored == dtype or (dtype == "float32" and stored in ("float16", "int8") and len(shape) > 1))
-        and (coding in (None, "bits") or _is_count(coding))
+        and (coding in (None, "bits", "known") or _is_count(coding))
     )
 
 
@@ -187,6 +197,20 @@ class _Reader:
 
 
 # --- masks
+
+
+def mask_digest(mask: Mask) -> str:
+    """SHA-256 of names, shapes and bits, the same on every machine and in every order of layers."""
+    value = hashlib.sha256()
+    for name in sorted(mask):
+        value.update(json.dumps([name, list(mask[name].shape)]).encode() + pack(mask[name]).tobytes())
+    return value.hexdigest()
+
+
+def _known(known: Mask | None, name: str, shape: list[int]) -> Tensor:
+    if known is None or name not in known or list(known[name].shape) != shape:
+        raise FormatError("damaged: a tensor has another shape than its mask")
+    return known[name]
 
 
 def _pack(kept: Tensor | None) -> tuple[str | int | None, bytes]:

@@ -35,6 +35,10 @@ class FormatError(TicketlabError):
     """A network cannot be written in a format, or the file of one cannot be read."""
 
 
+class UnknownMask(FormatError):
+    """A message leaves out a mask that its receiver does not have; it has to be sent with the mask."""
+
+
 class RunError(TicketlabError):
     """A run directory cannot be used as it is."""
 

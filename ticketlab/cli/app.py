@@ -251,6 +251,47 @@ def predict(
 
 
 @app.command()
+def federate(
+    run: RunName = None,
+    clients: Annotated[str, typer.Option(help="Names of clients, commas between.")] = "pi1,pi2",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; more of them go on with a finished federation.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each client in a round.")] = 1,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of the clients' SGD.")] = 0.1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a client's step.")] = 32,
+    partition: Annotated[str, typer.Option(help="How examples are split: iid, dirichlet or shards.")] = "iid",
+    option: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help="Option of --partition.")] = None,
+    float16: Annotated[bool, typer.Option("--float16", help="Send values as float16.")] = False,
+    level: Annotated[int | None, typer.Option(min=0, help="Level of the run [default: the deepest].")] = None,
+    min_clients: Annotated[int, typer.Option(min=1, help="A round with fewer answers is a failure.")] = 1,
+    round_timeout: Annotated[float, typer.Option(min=1, help="Seconds that a round waits for answers.")] = 600,
+    join_timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for clients to come online.")] = 120,
+    seed: Annotated[int, typer.Option(min=0, help="Of the partition and of the clients' batches.")] = 0,
+    runs: RunsRoot = Path("runs"),
+    data: DataRoot = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a ticket across clients on the Flower engine; resumes what was interrupted."""
+    with render.one_line_errors(verbose), render.stop_request() as should_stop:
+        from ticketlab.cli import federating, fusing
+        from ticketlab.workflows.federate import Settings, federate_ticket
+        from ticketlab.workflows.run import Machine
+        from ticketlab.workflows.ship import newest, shipment
+
+        settings = Settings(
+            tuple(name.strip() for name in clients.split(",")), rounds, epochs, lr, batch_size, partition,
+            federating.whole(fusing.options(option or [])), "float16" if float16 else "float32", min_clients,
+            round_timeout, join_timeout, seed,
+        )  # fmt: skip
+        settings.check()
+        machine = Machine(runs, _places(data), "cpu")
+        store = newest(runs, run, level)
+        given = shipment(store, machine.places, level if store.kind == "prune" else None)
+        federating.federated(federate_ticket(given, settings, machine, should_stop), quiet, json)
+
+
+@app.command()
 def report(
     run: Annotated[list[str] | None, typer.Argument(metavar="RUN…", help="Names, paths or prefixes of runs.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Several runs, method beside method.")] = False,

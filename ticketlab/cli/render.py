@@ -75,6 +75,7 @@ def one_line_errors(verbose: bool = False) -> Iterator[None]:
         note("error: " + ("\n  ".join(["", *lines]).lstrip("\n ") if len(lines) > 1 else lines[0]))
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
+        note("interrupted; what was finished is kept")
         raise typer.Exit(130) from error
 
 

@@ -159,6 +159,22 @@ class RunStore:
         """Keep a file, such as a figure."""
         write_bytes(self.path / name, content)
 
+    def write_secret(self, name: str, content: bytes) -> None:
+        """Keep a file that its owner alone may read, such as a private key."""
+        write_bytes(self.path / name, content, mode=0o600)
+
+    def forget(self, name: str) -> None:
+        """Delete a result, if there is one."""
+        (self.path / name).unlink(missing_ok=True)
+
+    def read_state(self, number: int) -> dict[str, Tensor]:
+        """The network after a round of a federation."""
+        return read_tensors(self.path / f"round_{number}.safetensors")[0]
+
+    def write_state(self, number: int, state: Mapping[str, Tensor]) -> None:
+        """Keep the network after a round of a federation."""
+        write_tensors(self.path / f"round_{number}.safetensors", state, {"round": number})
+
     def write_map(self, unit_map: Mapping[str, Tensor]) -> None:
         """Keep which old units each new one stands in for."""
         write_tensors(self.path / "map.safetensors", unit_map, {})

@@ -1,0 +1,77 @@
+"""One data set split over clients: evenly, by Dirichlet, in shards, or by person; indices in, indices out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributions import Dirichlet
+
+from ticketlab.data.batches import permutation
+from ticketlab.errors import DataError
+from ticketlab.registry import Registry
+from ticketlab.seeds import derive_seed
+
+DRAWS = 1000
+"""Of a Dirichlet partition, until every client has enough examples."""
+
+partitions: Registry[Callable[..., list[Tensor]]] = Registry("partition")
+"""Name → (labels (examples,), clients, seed, *, options) → indices of each client's examples; none is used twice."""
+
+
+@partitions.register("iid")
+def iid(labels: Tensor, clients: int, seed: int) -> list[Tensor]:
+    """Equal shares of a random order; sizes differ by one at most."""
+    _check(labels, clients, least=1)
+    return list(permutation(len(labels), derive_seed(seed, "iid")).tensor_split(clients))
+
+
+@partitions.register("dirichlet")
+def dirichlet(labels: Tensor, clients: int, seed: int, *, alpha: float = 0.5, least: int = 20) -> list[Tensor]:
+    """Each class is divided over the clients by a draw from Dir(α): the smaller α, the more a client's classes differ.
+
+    Drawn anew until every client has `least` examples; raises DataError when that does not come about. The axis is
+    clients within each class (Hsu et al. 2019 draw classes within each client instead).
+    """
+    if alpha <= 0:
+        raise DataError(f"dirichlet: alpha must be above 0 (got {alpha:g})")
+    _check(labels, clients, least)
+    classes = [(labels == label).nonzero().flatten() for label in labels.unique()]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "dirichlet"))
+        for _ in range(DRAWS):
+            shares = Dirichlet(torch.full((clients,), alpha)).sample((len(classes),))
+            parts: list[list[Tensor]] = [[] for _ in range(clients)]
+            for members, share in zip(classes, shares, strict=True):
+                order = members[torch.randperm(len(members))]
+                cuts = (share.cumsum(0)[:-1] * len(members)).round().long()
+                for part, chosen in zip(parts, order.tensor_split(cuts), strict=True):
+                    part.append(chosen)
+            found = [torch.cat(part) for part in parts]
+            if min(map(len, found)) >= least:
+                return [part.sort().values for part in found]
+    raise DataError(
+        f"dirichlet: no draw in {DRAWS} gives each of {clients} clients {least} examples; raise alpha ({alpha:g}) or "
+        "lower least"
+    )
+
+
+@partitions.register("shards")
+def shards(labels: Tensor, clients: int, seed: int, *, per_client: int = 2) -> list[Tensor]:
+    """Examples sorted by class, cut into equal shards, so many dealt to each client (McMahan et al. 2017)."""
+    count = clients * per_client
+    _check(labels, count, least=1)
+    pieces = labels.argsort(stable=True).tensor_split(count)
+    dealt = permutation(count, derive_seed(seed, "shards")).tensor_split(clients)
+    return [torch.cat([pieces[int(index)] for index in mine]).sort().values for mine in dealt]
+
+
+def by_group(groups: Tensor) -> dict[int, Tensor]:
+    """One client for each group, as a person or a hospital: group → its examples."""
+    return {int(group): (groups == group).nonzero().flatten() for group in groups.unique()}
+
+
+def _check(labels: Tensor, clients: int, least: int) -> None:
+    if clients < 1 or len(labels) < clients * max(least, 1):
+        raise DataError(f"{len(labels)} examples are too few for {clients} parts of {max(least, 1)} or more")

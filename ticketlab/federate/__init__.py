@@ -1,0 +1,1 @@
+"""What a federation needs beside Flower: keys, a closed door, averages, processes."""

@@ -1,0 +1,1 @@
+"""What Flower carries to the clients: two names, no code."""
