@@ -5,12 +5,16 @@ import stat
 
 import pytest
 import torch
+from flwr.app import MetricRecord, RecordDict
 
+from ticketlab.codec import Sparse, encode
 from ticketlab.errors import FailedRun, TicketlabError
 from ticketlab.federate.averaging import weighted_mean
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows import federate as federating
 from ticketlab.workflows.federate import Settings, check_flower, federate_ticket
+from ticketlab.workflows.federate_client import ARRAYS, METRICS, arrays
+from ticketlab.workflows.federate_server import Outcome, _wrong, read_answer
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.ship import shipment
 
@@ -110,6 +114,51 @@ def test_rounds_and_patience_do_not_make_another_run(ticket):
         other = federating._request(given, change, machine)
         assert (federating._hash(given, base) == federating._hash(given, other)) is same
     assert json.dumps(base)
+
+
+def test_answers_that_are_not_of_this_round_and_network_are_not_used(ticket):
+    given, _ = ticket
+    network = Sparse(given.network.mask, dict(given.network.model.state_dict()), {})
+    good = Sparse(network.mask, network.state, {"round": 3})
+    assert _wrong(good, network, 3, 10) is None
+    assert _wrong(good, network, 4, 10) == "an answer to round 3"
+    assert _wrong(good, network, 3, 0) == "no examples"
+    cut = {name: value for name, value in network.state.items() if name != "fc1.bias"}
+    assert _wrong(Sparse(network.mask, cut, {"round": 3}), network, 3, 10) == "another network"
+    for number in (torch.nan, torch.inf):
+        broken = {**network.state, "fc1.bias": torch.full((300,), number)}
+        assert _wrong(Sparse(network.mask, broken, {"round": 3}), network, 3, 10) == "numbers that are not finite"
+
+
+def answer_to(content, network, number, metrics=None):
+    """What the coordinator makes of a client's answer."""
+    record = RecordDict({ARRAYS: arrays(content)})
+    if metrics is not None:
+        record[METRICS] = MetricRecord(metrics)
+    outcome = Outcome("pi1")
+    return read_answer(record, outcome, network, number), outcome
+
+
+def test_answers_are_read_and_garbage_is_told(ticket):
+    given, _ = ticket
+    network = Sparse(given.network.mask, dict(given.network.model.state_dict()), {})
+    content = encode(Sparse(network.mask, network.state, {"round": 1}), is_known=True)
+    metrics = {"num-examples": 5, "seconds": 1.5, "accuracy": 0.25, "loss": 1.0}
+    state, outcome = answer_to(content, network, 1, metrics)
+    assert all(torch.equal(state[name], value) for name, value in network.state.items())
+    assert (outcome.state, outcome.examples, outcome.accuracy, outcome.bytes_up) == ("ok", 5, 0.25, len(content))
+    other = {name: ~kept for name, kept in network.mask.items()}
+    wrong_mask = encode(Sparse(other, network.state, {"round": 1}), is_known=True)
+    for bad, said in (
+        (content[:-3], "unreadable answer: damaged"),
+        (b"garbage", "unreadable answer: not a ticket file"),
+        (wrong_mask, "unreadable answer: counts on a mask"),
+    ):
+        state, outcome = answer_to(bad, network, 1, metrics)
+        assert state is None and outcome.state.startswith(said) and outcome.bytes_up == len(bad)
+    state, outcome = answer_to(content, network, 1)
+    assert state is None and outcome.state.startswith("unreadable answer")
+    assert read_answer(RecordDict({}), Outcome("pi1"), network, 1) is None
 
 
 def test_averages_of_answers_keep_the_mask(ticket):

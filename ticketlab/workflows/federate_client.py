@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from ticketlab.codec import Sparse, decode, encode
+from ticketlab.codec import Sparse, decode, encode, mask_digest
 from ticketlab.data.batches import Examples, split
 from ticketlab.data.files import Places
 from ticketlab.data.partition import partitions
@@ -37,12 +37,13 @@ def train(message: Message, context: Context) -> Message:
     began = time.perf_counter()
     torch.set_num_threads(1)
     task = json.loads(str(message.content[TASK]["json"]))
-    content = blob_of(message)
+    content, known = blob_of(message.content), _known(context)
     try:
-        received = decode(content, known=_known(context))
+        received = decode(content, known=known)
     except UnknownMask:
         return Message(RecordDict({TASK: ConfigRecord({NEEDS_MASK: True})}), reply_to=message)
-    context.state[MEMORY] = ConfigRecord({BLOB: encode(received)})
+    if known is None or mask_digest(known) != mask_digest(received.mask):
+        context.state[MEMORY] = ConfigRecord({BLOB: encode(received)})
     model = network_from(received.state, received.facts)
     seed = derive_seed(task["seed"], "client", task["index"], task["round"])
     section = TrainSection.model_validate(task["train"])
@@ -64,9 +65,9 @@ def arrays(content: bytes) -> ArrayRecord:
     return ArrayRecord(array_dict={BLOB: Array(np.frombuffer(content, np.uint8))})
 
 
-def blob_of(message: Message) -> bytes:
-    """The bytes of a message."""
-    return message.content.array_records[ARRAYS][BLOB].numpy().tobytes()
+def blob_of(content: RecordDict) -> bytes:
+    """The bytes of a message; raises KeyError where it has none."""
+    return content.array_records[ARRAYS][BLOB].numpy().tobytes()
 
 
 def _known(context: Context) -> Mask | None:

@@ -148,7 +148,10 @@ def _gather(
                 holders.discard(name)
                 send([name])
                 continue
-            state = _read(reply, outcomes[name], network, number)
+            if reply.has_error():
+                outcomes[name].state = str(reply.error.reason).strip().splitlines()[-1]
+                continue
+            state = read_answer(reply.content, outcomes[name], network, number)
             if state is not None:
                 states[name] = state
                 holders.add(name)
@@ -166,16 +169,13 @@ def _message(request: Mapping[str, Any], number: int, name: str, node: int, blob
     return Message(content, dst_node_id=node, message_type=MessageType.TRAIN, ttl=max(seconds, 1.0))
 
 
-def _read(reply: Message, outcome: Outcome, network: Sparse, number: int) -> dict[str, torch.Tensor] | None:
+def read_answer(answer: RecordDict, outcome: Outcome, network: Sparse, number: int) -> dict[str, torch.Tensor] | None:
     """A client's new state; None, and why in the outcome, where it is not one of this round and this network."""
-    if reply.has_error():
-        outcome.state = str(reply.error.reason).strip().splitlines()[-1]
-        return None
     try:
-        content = blob_of(reply)
+        content = blob_of(answer)
         outcome.bytes_up += len(content)
         found = decode(content, known=network.mask)
-        metrics = reply.content.metric_records[METRICS]
+        metrics = answer.metric_records[METRICS]
         outcome.examples, outcome.seconds = int(metrics["num-examples"]), float(metrics["seconds"])  # type: ignore[arg-type]
         outcome.accuracy = float(metrics["accuracy"])  # type: ignore[arg-type]
         outcome.state = _wrong(found, network, number, outcome.examples) or "ok"
