@@ -18,8 +18,7 @@ def verdicts(rows: Sequence[dict[str, Any]], networks: Sequence[dict[str, Any]])
     for dense in (network for network in networks if network["kind"] == "dense"):
         family = [network for network in networks if network["source"] == dense["source"]]
         found += _of_family(dense, family, rows)
-    found += [_busy(rows)] if _busy(rows) else []
-    return found
+    return found + _busy(rows)
 
 
 def _of_family(dense: Mapping[str, Any], family: Sequence[Mapping[str, Any]], rows: Sequence[Any]) -> list[str]:
@@ -58,7 +57,7 @@ def _of_family(dense: Mapping[str, Any], family: Sequence[Mapping[str, Any]], ro
     return found
 
 
-def _busy(rows: Sequence[Mapping[str, Any]]) -> str:
+def _busy(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A warning where the machine had other work to do."""
     worst = max((row["latency_us_median"] / row["latency_us_p10"] for row in rows), default=1.0)
-    return f"The machine was busy: a median is {worst:.1f} × its p10; measure again." if worst > BUSY else ""
+    return [f"The machine was busy: a median is {worst:.1f} × its p10; measure again."] if worst > BUSY else []

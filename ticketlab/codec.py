@@ -76,6 +76,7 @@ def encode(network: Sparse, precision: Stored = "float32", is_known: bool = Fals
             raise FormatError(f"the mask of '{name}' fits no tensor of the network")
     if sum(value.nbytes for value in network.state.values()) + sum(map(torch.numel, network.mask.values())) > LIMIT:
         raise FormatError(f"takes more than {LIMIT:,} bytes, which a reader refuses; store it as safetensors")
+    is_known = is_known and bool(network.mask)
     state = masked(network.state, network.mask)
     listed, parts = [], []
     for name, value in state.items():

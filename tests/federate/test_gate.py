@@ -1,6 +1,5 @@
 """The gate with real TLS on loopback: what goes through, and what does not."""
 
-import socket
 import ssl
 import threading
 import time
@@ -11,12 +10,7 @@ import uvicorn
 
 from ticketlab.federate.gate import CALLS, LARGEST, gate
 from ticketlab.federate.keys import make_authority, server_certificate
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+from ticketlab.federate.processes import free_port
 
 
 def unkept(url, trusted):

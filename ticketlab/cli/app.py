@@ -42,6 +42,8 @@ RecipesRoot = Annotated[Path, typer.Option("--recipes", help="Folder with recipe
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
+Level = Annotated[int | None, typer.Option(min=0, help="Level of the run [default: the deepest].")]
+Replicate = Annotated[int, typer.Option(min=1, help="Replicate of the run.")]
 RunName = Annotated[
     str | None, typer.Argument(metavar="[RUN]", help="Name, path or unique prefix; the newest if left out.")
 ]
@@ -101,8 +103,8 @@ def fuse(
             metavar="[RUN]", help="Name, path or unique prefix; the newest if left out. --study takes several."
         ),
     ] = None,
-    level: Annotated[int | None, typer.Option(min=0, help="Level of the run [default: the deepest].")] = None,
-    replicate: Annotated[int, typer.Option(min=1, help="Replicate of the run.")] = 1,
+    level: Level = None,
+    replicate: Replicate = 1,
     weights: Annotated[Path | None, typer.Option(help="State dict trained elsewhere, instead of a run.")] = None,
     model: Annotated[str | None, typer.Option(help="Its model: a built-in one, or FILE.py:FUNCTION.")] = None,
     mean: Annotated[str | None, typer.Option(help="Its normalisation: one number per channel, as 0.5,0.5.")] = None,
@@ -179,8 +181,8 @@ def export(
     form: Annotated[
         str, typer.Option("--format", "-f", help="onnx, pt2, safetensors, ticket, executorch, litert; commas between.")
     ] = "onnx",
-    level: Annotated[int | None, typer.Option(min=0, help="Level of the run [default: the deepest].")] = None,
-    replicate: Annotated[int, typer.Option(min=1, help="Replicate of the run.")] = 1,
+    level: Level = None,
+    replicate: Replicate = 1,
     int8: Annotated[bool, typer.Option("--int8", help="Static int8, calibrated on training images.")] = False,
     int8_dynamic: Annotated[bool, typer.Option("--int8-dynamic", help="Int8 without calibration.")] = False,
     float16: Annotated[bool, typer.Option("--float16", help="Values of a ticket as float16.")] = False,
@@ -261,7 +263,7 @@ def federate(
     partition: Annotated[str, typer.Option(help="How examples are split: iid, dirichlet or shards.")] = "iid",
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help="Option of --partition.")] = None,
     float16: Annotated[bool, typer.Option("--float16", help="Send values as float16.")] = False,
-    level: Annotated[int | None, typer.Option(min=0, help="Level of the run [default: the deepest].")] = None,
+    level: Level = None,
     min_clients: Annotated[int, typer.Option(min=1, help="A round with fewer answers is a failure.")] = 1,
     round_timeout: Annotated[float, typer.Option(min=1, help="Seconds that a round waits for answers.")] = 600,
     join_timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for clients to come online.")] = 120,

@@ -13,6 +13,8 @@ from ticketlab.formats.format import Network, Precision, spoken
 from ticketlab.workflows.bench import Bench
 from ticketlab.workflows.train_level import Notice
 
+OTHER_PRECISIONS: tuple[Precision, ...] = ("int8", "int8_dynamic", "float16")
+"""Beside float32, each with an option of its own."""
 EXPORT_COLUMNS = (
     "file", "precision", "bytes", "zlib", "largest\ndifference", "same answer\n%", "validation\n%", "test\n%", "",
 )  # fmt: skip
@@ -29,7 +31,7 @@ LATENCY_COLUMNS = (
 def wanted(names: str, int8: bool, int8_dynamic: bool, float16: bool) -> list[tuple[str, Precision]]:
     """Formats and precisions that are asked for; float32 where no other precision is."""
     asked = {"int8": int8, "int8_dynamic": int8_dynamic, "float16": float16}
-    precisions: list[Precision] = [name for name in FORMAT_PRECISIONS if asked[name]] or ["float32"]
+    precisions: list[Precision] = [name for name in OTHER_PRECISIONS if asked[name]] or ["float32"]
     formats = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     if not formats:
         raise FormatError(f"--format: name one or more of {', '.join(FORMATS)}")
@@ -43,9 +45,6 @@ def without_code(network: Network, wanted: Sequence[tuple[str, Precision]]) -> l
     own = network.facts["model"]["file"]
     kinds = dict.fromkeys(name for name, _ in wanted if name in ("safetensors", "ticket"))
     return [f"{name} holds weights and no code of {own}: predict cannot run it" for name in kinds] if own else []
-
-
-FORMAT_PRECISIONS: tuple[Precision, ...] = ("int8", "int8_dynamic", "float16")
 
 
 def exported(events: Iterable[dict[str, Any]], quiet: bool, json: bool) -> None:

@@ -32,6 +32,10 @@ class Examples:
         """The examples at these indices."""
         return Examples(self.images[chosen], self.labels[chosen], self.scale, self.shift)
 
+    def first(self, count: int) -> Examples:
+        """The first examples, at most so many."""
+        return self.some(torch.arange(min(count, len(self))))
+
     def to(self, device: torch.device) -> Examples:
         """The same examples on a device."""
         return Examples(*(t.to(device) for t in (self.images, self.labels, self.scale, self.shift)))

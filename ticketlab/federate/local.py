@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ticketlab.codec import Sparse
 from ticketlab.data.batches import Examples, shuffled_batches, steps_per_epoch
 from ticketlab.errors import FormatError
+from ticketlab.models.compact import all_finite, same_shapes
 from ticketlab.pruning.masks import full_mask
 from ticketlab.recipe import TrainSection
 from ticketlab.training.loop import evaluate, train_steps
@@ -34,10 +35,9 @@ def train_locally(
     model: nn.Module, received: Sparse, train: TrainSection, examples: Examples, epochs: int, seed: int
 ) -> Trained:
     """Train for some epochs from what the server sent; raises FormatError where that is not this network."""
-    expected = {name: value.shape for name, value in model.state_dict().items()}
-    if {name: value.shape for name, value in received.state.items()} != expected:
+    if not same_shapes(received.state, model.state_dict()):
         raise FormatError("the server's network has other layers than this client's")
-    if not all(bool(value.isfinite().all()) for value in received.state.values() if value.is_floating_point()):
+    if not all_finite(received.state):
         raise FormatError("the server's network has numbers that are not finite")
     model.load_state_dict(received.state)
     accuracy = evaluate(model, examples)[1]

@@ -81,3 +81,13 @@ def own_memory_(model: nn.Module) -> nn.Module:
     for value in (*model.parameters(), *model.buffers()):
         value.data = value.detach().clone(memory_format=torch.contiguous_format)
     return model
+
+
+def same_shapes(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two states have the same tensors, each of the same shape."""
+    return {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in other.items()}
+
+
+def all_finite(state: Mapping[str, Tensor]) -> bool:
+    """Whether every number of a state is finite."""
+    return all(bool(value.isfinite().all()) for value in state.values())

@@ -6,10 +6,10 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +17,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ticketlab.errors import RunError
+
+T = TypeVar("T")
 
 PARTIAL = ".partial"
 REJECTED = ".rejected"
@@ -95,9 +97,14 @@ def tensor_bytes(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> byt
 
 def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of a file; raises RunError when it is damaged in any bit."""
+    return read_whole(path, tensors_of)
+
+
+def read_whole(path: Path | str, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of a file; raises RunError that names it where it cannot be read or `parse` refuses it."""
     path = Path(path)
     try:
-        return tensors_of(path.read_bytes())
+        return parse(path.read_bytes())
     except (OSError, ValueError) as error:
         raise damaged(path, str(error)) from error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -28,6 +30,11 @@ FIXED = {
 def now() -> str:
     """UTC time in ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def short_hash(identity: Any) -> str:
+    """Six hexadecimal digits that tell apart what decides a run's result."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
 
 
 def environment() -> dict[str, Any]:

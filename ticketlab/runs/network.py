@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, load
 
 from ticketlab.errors import RunError
-from ticketlab.runs.files import damaged, tensor_bytes, tensors_of, write_bytes
+from ticketlab.runs.files import read_whole, tensor_bytes, tensors_of, write_bytes
 
 FORMAT = "ticketlab-network"
 VERSION = 1
@@ -37,11 +37,7 @@ def network_bytes(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> byte
 
 def read_network(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State and facts of a network; raises RunError when it is damaged or of another format or version."""
-    path = Path(path)
-    try:
-        return network_of(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise damaged(path, str(error)) from error
+    return read_whole(path, network_of)
 
 
 def network_of(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:

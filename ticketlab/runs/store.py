@@ -32,7 +32,7 @@ from ticketlab.runs.files import (
     write_json,
     write_tensors,
 )
-from ticketlab.runs.manifest import now
+from ticketlab.runs.manifest import environment, now
 from ticketlab.runs.ticket import Ticket, read_ticket, write_ticket
 
 ORPHAN_PATIENCE = 10  # seconds for the workers of a killed run to notice and stop
@@ -108,6 +108,11 @@ class RunStore:
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest."""
         write_json(self.path / "manifest.json", manifest)
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Write the manifest of a run that starts, or goes on, now."""
+        created = self.read_manifest().get("created", now())
+        self.write_manifest({**facts, **environment(), "created": created, "updated": now(), "state": "running"})
 
     def write_recipe(self, text: str) -> None:
         """Keep the resolved recipe."""

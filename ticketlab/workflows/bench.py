@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from ticketlab.bench_findings import CSR, verdicts
 from ticketlab.cost import Timing, interleaved, layer_macs, masked_flops, shares, size
+from ticketlab.data.batches import Examples
 from ticketlab.data.files import Places
 from ticketlab.errors import FailedRun, FormatError, RunError
 from ticketlab.formats import FORMATS
@@ -26,7 +28,7 @@ from ticketlab.formats.format import Format, Network, Precision, spoken, torch_r
 from ticketlab.runs.files import temporary
 from ticketlab.runs.manifest import environment
 from ticketlab.runs.store import RunStore
-from ticketlab.workflows.export import IMAGES, Judged, calibration_images, first, judge, labelled, own_answers
+from ticketlab.workflows.export import IMAGES, Judged, calibration_images, judge, labelled, own_answers
 from ticketlab.workflows.ship import Shipment, sources
 from ticketlab.workflows.train_level import Notice
 
@@ -91,12 +93,14 @@ def bench(shipments: Sequence[Shipment], root: Path, places: Places, out: Path) 
             yield Notice(f"{given.network.name}: without the networks that it was made from: {error}")
         every[given.network.name] = given
     named = _named(list(every.values()))
+    facts = {name: _facts(name, given) for name, given in named.items()}
+    answers = {name: own_answers(given.network, _examples(given)) for name, given in named.items()}
     rows: list[dict[str, Any]] = []
     told: set[str] = set()
     for batch in BATCHES:
         found: list[Contender] = []
         for name, given in named.items():
-            for event in _contenders(name, given, batch):
+            for event in _contenders(name, given, answers[name], batch):
                 if isinstance(event, Contender):
                     found.append(event)
                 elif event not in told:
@@ -106,12 +110,12 @@ def bench(shipments: Sequence[Shipment], root: Path, places: Places, out: Path) 
         timings = interleaved({str(index): contender.call for index, contender in enumerate(found)})
         peaks = _peaks(found) if batch == 1 else ["" for _ in found]
         for index, (contender, peak) in enumerate(zip(found, peaks, strict=True)):
-            row = _row(contender, named[contender.network].network, batch)
+            row = _row(contender, facts[contender.network], batch)
             measured = peak if isinstance(peak, float) else None
             rows.append({**row, **_micros(timings[str(index)]), "peak_mib": measured})
             if isinstance(peak, str) and peak:
                 yield Notice(f"{contender.network}: memory of {contender.runtime} is not known: {peak}")
-    networks = [_facts(name, given) for name, given in named.items()]
+    networks = list(facts.values())
     said = verdicts(rows, networks)
     yield Bench(networks, rows, said, _write(networks, rows, said, out))
 
@@ -145,14 +149,22 @@ def _extent(given: Shipment) -> str:
     return f"{sum(p.numel() for p in given.network.model.parameters()):,}"
 
 
-def _contenders(name: str, given: Shipment, batch: int) -> Iterator[Contender | str]:
-    """Every way to run a network; what is left out, and why, as text."""
+def _examples(given: Shipment) -> Examples:
+    """What every file must answer as the network does."""
+    return given.splits.validation.first(IMAGES)
+
+
+def _contenders(name: str, given: Shipment, own: NDArray[Any], batch: int) -> Iterator[Contender | str]:
+    """Every way to run a network; what is left out, and why, as text.
+
+    Args:
+        own: What the network itself answers to `_examples`.
+    """
     network, images = given.network, given.network.zeros(batch).numpy()
     ticket = FORMATS["ticket"]
     eager = partial(torch_runner(network.model), images)
     stored = content_of(ticket, given, "float32")
-    examples = first(given.splits.validation, IMAGES)
-    own = own_answers(network, examples)
+    examples = _examples(given)
     yield Contender(name, EAGER, "float32", eager, images.shape, stored, ticket.alone, ticket.suffix)
     if network.mask:
         try:
@@ -188,8 +200,7 @@ def content_of(made: Format, given: Shipment, precision: Precision, batch: int =
     return made.make(labelled(given.network, precision), precision, calibration_images(given), batch)
 
 
-def _row(contender: Contender, network: Network, batch: int) -> dict[str, Any]:
-    macs, effective = macs_of(network)
+def _row(contender: Contender, network: Mapping[str, Any], batch: int) -> dict[str, Any]:
     # torch runs no file: the ticket is only how its memory is measured
     content = contender.content if contender.runtime != EAGER else b""
     return {
@@ -199,8 +210,8 @@ def _row(contender: Contender, network: Network, batch: int) -> dict[str, Any]:
         "batch": batch,
         "bytes": len(content) or None,
         "bytes_zlib": len(zlib.compress(content, 9)) if content else None,
-        "macs": macs,
-        "effective_macs": effective,
+        "macs": network["macs"],
+        "effective_macs": network["effective_macs"],
         "accepted": contender.judged is None or contender.judged.reason is None,
     }
 

@@ -55,7 +55,7 @@ def export_network(
     check(given.network, wanted)
     if folder.exists() and not folder.is_dir():
         raise FormatError(f"--out {folder}: is a file; name a folder")
-    calibration, examples = calibration_images(given), first(given.splits.validation, images)
+    calibration, examples = calibration_images(given), given.splits.validation.first(images)
     made = {
         (name, precision): find_format(name).make(labelled(given.network, precision), precision, calibration)
         for name, precision in wanted
@@ -115,7 +115,7 @@ def labelled(network: Network, precision: Precision) -> Network:
 
 def calibration_images(given: Shipment) -> Tensor:
     """Training images, normalised, from which static int8 takes the ranges of activations."""
-    train = first(given.splits.train, CALIBRATION)
+    train = given.splits.train.first(CALIBRATION)
     return normalise(train.images, train)
 
 
@@ -152,11 +152,6 @@ def _answers(loaded: Loaded, examples: Examples) -> np.ndarray:
 
 def _accuracy(answers: np.ndarray, examples: Examples) -> float:
     return float((torch.from_numpy(answers).argmax(1) == examples.labels).double().mean())
-
-
-def first(examples: Examples, count: int) -> Examples:
-    """The first examples, at most so many."""
-    return examples.some(torch.arange(min(count, len(examples))))
 
 
 def _stem(given: Shipment) -> str:

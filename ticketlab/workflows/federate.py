@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +18,10 @@ from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 from ticketlab.federate.keys import client_key, make_authority, server_certificate
 from ticketlab.federate.processes import Child, flwr, free_port, start, stop, wait_for
 from ticketlab.registry import check_options
-from ticketlab.runs.manifest import environment, now
+from ticketlab.runs.manifest import short_hash
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.federate_server import FAILURE, REQUEST, round_name
-from ticketlab.workflows.run import Machine, outcome, told
+from ticketlab.workflows.run import Machine, outcome
 from ticketlab.workflows.ship import Shipment
 from ticketlab.workflows.train_level import Notice
 
@@ -95,8 +93,7 @@ def federate_ticket(
                 yield store.read_result(round_name(number))
         with outcome(store):
             if missing:
-                with told(store):
-                    yield from _rounds(store, request, missing, should_stop)
+                yield from _rounds(store, request, missing, should_stop)
             record = _record(store, given, request)
             store.write_result(RESULT, record)
         yield record
@@ -240,16 +237,14 @@ def _open(store: RunStore, given: Shipment, request: Mapping[str, Any]) -> None:
         "stand_in_for": None,
         "source": given.network.facts["source"],
     }
-    created = store.read_manifest().get("created", now())
-    store.write_manifest({**facts, **environment(), "created": created, "updated": now(), "state": "running"})
+    store.begin(facts)
     store.write_result(REQUEST, request)
 
 
 def _hash(given: Shipment, request: Mapping[str, Any]) -> str:
     """Short hash of what decides the result; the number of rounds and the patience do not."""
     told_apart = {key: value for key, value in request.items() if key not in _FREE}
-    identity = {"digest": given.network.facts["source"].get("digest"), **told_apart}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
+    return short_hash({"digest": given.network.facts["source"].get("digest"), **told_apart})
 
 
 _FREE = ("rounds", "round_timeout", "join_timeout", "min_clients", "runs", "data")

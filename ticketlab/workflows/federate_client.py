@@ -48,9 +48,7 @@ def train(message: Message, context: Context) -> Message:
     seed = derive_seed(task["seed"], "client", task["index"], task["round"])
     section = TrainSection.model_validate(task["train"])
     done = train_locally(model, received, section, _examples(received.facts, task, context), task["epochs"], seed)
-    answer = encode(
-        Sparse(received.mask, done.state, {"round": task["round"]}), task["precision"], is_known=bool(received.mask)
-    )
+    answer = encode(Sparse(received.mask, done.state, {"round": task["round"]}), task["precision"], is_known=True)
     metrics: dict[str, int | float | list[int] | list[float]] = {
         "num-examples": done.examples,
         "accuracy": done.accuracy,

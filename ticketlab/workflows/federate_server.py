@@ -17,10 +17,11 @@ from ticketlab.codec import Sparse, decode, encode
 from ticketlab.data.files import Places
 from ticketlab.errors import FailedRun, FormatError
 from ticketlab.federate.averaging import weighted_mean
+from ticketlab.models.compact import all_finite, same_shapes
 from ticketlab.runs.store import RunStore, find_run
-from ticketlab.training.loop import evaluate
 from ticketlab.workflows.federate_client import ARRAYS, METRICS, NEEDS_MASK, TASK, arrays, blob_of
-from ticketlab.workflows.ship import Shipment, shipment
+from ticketlab.workflows.fuse import accuracies
+from ticketlab.workflows.ship import shipment
 
 POLL = 0.25  # seconds between looks for answers
 REQUEST, FAILURE = "federation.json", "failure.json"
@@ -75,9 +76,10 @@ def federate(grid: Grid, store: RunStore, request: Mapping[str, Any]) -> None:
                 f"round {number}: {len(states)} of {request['min_clients']} needed clients answered ({said})"
             )
         network = Sparse(network.mask, weighted_mean(states, examples), network.facts)
+        given.network.model.load_state_dict(network.state)
         record = {
             "round": number,
-            **_accuracy(given, network),
+            **accuracies(given.network.model, given.splits),
             "seconds": round(time.perf_counter() - began, 3),
             "clients": [asdict(outcome) for outcome in outcomes],
         }
@@ -88,16 +90,6 @@ def federate(grid: Grid, store: RunStore, request: Mapping[str, Any]) -> None:
 def round_name(number: int) -> str:
     """File of a finished round."""
     return f"round_{number}.json"
-
-
-def _accuracy(given: Shipment, network: Sparse) -> dict[str, float]:
-    given.network.model.load_state_dict(network.state)
-    found = {
-        "val_accuracy": evaluate(given.network.model, given.splits.validation)[1],
-        "test_accuracy": evaluate(given.network.model, given.splits.test)[1],
-    }
-    given.network.model.eval()
-    return found
 
 
 def _wait(grid: Grid, request: Mapping[str, Any]) -> dict[str, int]:
@@ -126,7 +118,7 @@ def _gather(
 ) -> tuple[list[dict[str, torch.Tensor]], list[int], list[Outcome]]:
     """Send the round to every client and collect the answers that come in time and are sound."""
     outcomes = {name: Outcome(name, "timeout" if name in online else "offline") for name in request["clients"]}
-    blobs = {has: encode(network, request["precision"], is_known=has) for has in (False, bool(network.mask))}
+    blobs: dict[bool, bytes] = {}
     end = time.monotonic() + request["round_timeout"]
     pending: dict[str, str] = {}
 
@@ -134,7 +126,10 @@ def _gather(
         chosen = list(names)
         messages = []
         for name in chosen:
-            blob = blobs[bool(network.mask) and name in holders]
+            is_known = name in holders
+            if is_known not in blobs:
+                blobs[is_known] = encode(network, request["precision"], is_known=is_known)
+            blob = blobs[is_known]
             outcomes[name].bytes_down += len(blob)
             messages.append(_message(request, number, name, online[name], blob, end - time.monotonic()))
         pending.update(zip(grid.push_messages(messages), chosen, strict=True))
@@ -144,12 +139,12 @@ def _gather(
     while pending and time.monotonic() < end:
         for reply in grid.pull_messages(list(pending)):
             name = pending.pop(reply.metadata.reply_to_message_id)
-            if not reply.has_error() and TASK in reply.content and reply.content.config_records[TASK][NEEDS_MASK]:
-                holders.discard(name)
-                send([name])
-                continue
             if reply.has_error():
                 outcomes[name].state = str(reply.error.reason).strip().splitlines()[-1]
+                continue
+            if TASK in reply.content and reply.content.config_records[TASK][NEEDS_MASK]:
+                holders.discard(name)
+                send([name])
                 continue
             state = read_answer(reply.content, outcomes[name], network, number)
             if state is not None:
@@ -188,8 +183,8 @@ def _wrong(found: Sparse, network: Sparse, number: int, examples: int) -> str | 
     """Why an answer is not used."""
     if found.facts.get("round") != number:
         return f"an answer to round {found.facts.get('round')}"
-    if {name: value.shape for name, value in found.state.items()} != {n: v.shape for n, v in network.state.items()}:
+    if not same_shapes(found.state, network.state):
         return "another network"
-    if not all(bool(value.isfinite().all()) for value in found.state.values() if value.is_floating_point()):
+    if not all_finite(found.state):
         return "numbers that are not finite"
     return None if examples > 0 else "no examples"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from copy import deepcopy
@@ -14,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ticketlab.cost import latencies, size
+from ticketlab.data.batches import Splits
 from ticketlab.errors import FusionError
 from ticketlab.fusion.exact import fold_norms
 from ticketlab.fusion.trace import LOGITS
 from ticketlab.fusion.widths import error_curves
 from ticketlab.models.compact import layer_widths, rebuild
-from ticketlab.runs.manifest import environment, now
+from ticketlab.runs.manifest import short_hash
 from ticketlab.runs.network import read_network, write_network
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.steps import parse_duration
@@ -124,6 +123,7 @@ def _fuse(bench: Workbench, request: Request, store: RunStore, machine: Machine,
 def _label_free(bench: Workbench, request: Request, should_stop: Stop) -> Generator[Notice, None, Made]:
     """Fuse, refit and distil: everything that needs no label."""
     began = time.perf_counter()
+    splits = bench.source.plan.splits
     curves: dict[str, Tensor] = {}
     widths = {group.name: group.units for group in bench.groups}
     model, refitted, unit_map = bench.model, "none", _unit_map(bench, {}, {})
@@ -140,20 +140,19 @@ def _label_free(bench: Workbench, request: Request, should_stop: Stop) -> Genera
     if request.fold_norms:
         model = fold_norms(model, bench.trace.norm_of)
     seconds = time.perf_counter() - began
-    stages = [{"stage": "fused", **accuracies(model, bench.source), "seconds": round(seconds, 3)}]
+    stages = [{"stage": "fused", **accuracies(model, splits), "seconds": round(seconds, 3)}]
     if request.distil is not None:
         model = deepcopy(model)
         began = time.perf_counter()
         steps = distil_(model, bench.source, request, should_stop)
         took = round(time.perf_counter() - began, 3)
-        stages.append({"stage": "distilled", **accuracies(model, bench.source), "steps": steps, "seconds": took})
+        stages.append({"stage": "distilled", **accuracies(model, splits), "steps": steps, "seconds": took})
     facts = {"refit": refitted, "groups": widths, "stages": stages, "error_curves": _plain_curves(curves)}
     return Made(model, facts, unit_map)
 
 
-def accuracies(model: nn.Module, source: Source) -> dict[str, float]:
-    """Validation and test accuracy of a network."""
-    splits = source.plan.splits
+def accuracies(model: nn.Module, splits: Splits) -> dict[str, float]:
+    """Validation and test accuracy of a network, which is left in evaluation mode."""
     found = {"val_accuracy": evaluate(model, splits.validation)[1], "test_accuracy": evaluate(model, splits.test)[1]}
     model.eval()
     return found
@@ -250,7 +249,7 @@ def _looks(request: Request) -> bool:
 
 
 def _measured(model: nn.Module, source: Source) -> dict[str, Any]:
-    return {**asdict(size(model, source.plan.data.dataset.input_shape)), **accuracies(model, source)}
+    return {**asdict(size(model, source.plan.data.dataset.input_shape)), **accuracies(model, source.plan.splits)}
 
 
 def _microseconds(networks: Mapping[str, nn.Module], images: Tensor) -> dict[str, float]:
@@ -283,13 +282,11 @@ def _open(store: RunStore, source: Source, request: Request) -> None:
         "source": source.facts,
         "request": request.asked(),
     }
-    created = store.read_manifest().get("created", now())
-    store.write_manifest({**facts, **environment(), "created": created, "updated": now(), "state": "running"})
+    store.begin(facts)
 
 
 def _hash(source: Source, request: Request) -> str:
     """Short hash of what decides the result: weights, data and its normalisation, model, request."""
     facts = source.network_facts()
     identity = {name: facts[name] for name in ("data", "mean", "std", "model", "source")}
-    text = json.dumps({**identity, "recipe": source.plan.hash, "request": request.asked()}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
+    return short_hash({**identity, "recipe": source.plan.hash, "request": request.asked()})

@@ -83,10 +83,8 @@ def shipment(store: RunStore, places: Places, level: int | None = None, replicat
 def _level(store: RunStore, places: Places, level: int | None, replicate: int) -> Shipment:
     source = from_run(store, places, level, replicate, ())
     index = source.facts["level"]
-    ticket = store.read_ticket(replicate, index)
-    assert ticket is not None  # the source has read it
     weights = set(source.model.state_dict())
-    mask = {name: kept for name, kept in ticket.mask.items() if name in weights}
+    mask = {name: kept for name, kept in source.mask.items() if name in weights}
     kind = "dense" if not index else "masked" if mask else "small"
     found = _network(source.name, source.model, mask if kind == "masked" else {}, source.network_facts())
     accuracy = store.read_level(replicate, index).test_accuracy

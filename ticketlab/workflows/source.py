@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from ticketlab.data.files import Places
 from ticketlab.draws import draws
 from ticketlab.errors import PluginError, RunError
 from ticketlab.models.build import network_from
-from ticketlab.models.compact import rebuild
-from ticketlab.pruning.masks import masked
+from ticketlab.models.compact import rebuild, same_shapes
+from ticketlab.pruning.masks import Mask, masked
 from ticketlab.recipe_file import RecipeFile, parse_recipe, read_recipe
 from ticketlab.registry import load_file
 from ticketlab.runs.network import read_foreign_state, read_network
@@ -37,6 +37,8 @@ class Source:
     facts: dict[str, Any]
     """Where it came from: run, replicate and level, or file; and the digest of its weights."""
     notices: tuple[str, ...] = ()
+    mask: Mask = field(default_factory=dict)
+    """Of the ticket, where there is one: of weights, or of channels of the network that was pruned."""
 
     def network_facts(self) -> dict[str, Any]:
         """What rebuilds this network, or a compact one made from it."""
@@ -81,12 +83,12 @@ def from_run(store: RunStore, places: Places, level: int | None, replicate: int,
     file = replace(file, path=folder / f"{manifest['recipe']}.yaml")
     plan = make_plan(*load_data(file, places))
     facts = {"run": store.name, "replicate": replicate, "level": index}
-    model = _level_model(plan, store, replicate, index)
+    model, mask = _level_model(plan, store, replicate, index)
     was_trained = sum(point.steps for point in finished[:1]) >= plan.steps
-    dense = _level_model(plan, store, replicate, 0) if index and was_trained else None
+    dense = _level_model(plan, store, replicate, 0)[0] if index and was_trained else None
     facts["digest"] = digest(model.state_dict())
     name = f"{store.name} level {index}" + (f" replicate {replicate}" if replicate != 1 else "")
-    return Source(name, plan, model, dense, facts)
+    return Source(name, plan, model, dense, facts, mask=mask)
 
 
 def _deepest(store: RunStore, finished: Sequence[Level], replicate: int) -> int:
@@ -94,18 +96,18 @@ def _deepest(store: RunStore, finished: Sequence[Level], replicate: int) -> int:
     return chosen[-1] if chosen else finished[-1].level
 
 
-def _level_model(plan: Plan, store: RunStore, replicate: int, level: int) -> nn.Module:
+def _level_model(plan: Plan, store: RunStore, replicate: int, level: int) -> tuple[nn.Module, Mask]:
+    """A level's network and the mask of its ticket."""
     ticket = store.read_ticket(replicate, level)
     if ticket is None:
         raise RunError(f"{store.level_dir(replicate, level)}: the ticket is missing")
     model = plan.build(0)
     weights = masked(store.read_weights(replicate, level, "early_stop"), ticket.mask)
-    sizes = {name: value.shape for name, value in model.state_dict().items()}
     has_own_sizes = not set(ticket.mask) <= set(weights)  # a mask of channels, whose network is smaller
     try:
-        if not has_own_sizes and {name: value.shape for name, value in weights.items()} != sizes:
+        if not has_own_sizes and not same_shapes(weights, model.state_dict()):
             raise PluginError("other sizes")
-        return rebuild(model, weights).eval()
+        return rebuild(model, weights).eval(), ticket.mask
     except PluginError as error:
         raise RunError(f"{store.path}: its weights do not fit the model any more; leave --set model.… out") from error
 

@@ -6,7 +6,6 @@ from scratch; and convolutional networks. The grid is fixed beforehand, as are t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -36,7 +35,7 @@ from ticketlab.fusion_findings import (
 )
 from ticketlab.pruning.masks import full_mask
 from ticketlab.recipe import TrainSection
-from ticketlab.runs.manifest import environment, now
+from ticketlab.runs.manifest import short_hash
 from ticketlab.runs.rows import append_row, read_rows, write_csv
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
@@ -159,7 +158,7 @@ def study_run(
     study = RunStore(machine.runs / f"{stores[0].name.rpartition('-')[0]}-study-{_hash(stores)}")
     replicates = sorted({replicate for store in stores for replicate in store.replicates()})
     with study.lock():
-        study.write_manifest(_manifest(study, stores))
+        study.begin(_manifest(stores))
         yield Notice(f"{study.path}: {len(stores)} runs, replicates {', '.join(map(str, replicates))}")
         with outcome(study):
             body = partial(_replicate, [store.path for store in stores], machine, study.path)
@@ -353,7 +352,7 @@ def _file(study: RunStore, replicate: int) -> Path:
     return study.path / "cells" / f"replicate_{replicate}.jsonl"
 
 
-def _manifest(study: RunStore, stores: Sequence[RunStore]) -> dict[str, Any]:
+def _manifest(stores: Sequence[RunStore]) -> dict[str, Any]:
     first = stores[0].read_manifest()
     return {
         "kind": "study",
@@ -362,14 +361,10 @@ def _manifest(study: RunStore, stores: Sequence[RunStore]) -> dict[str, Any]:
         "data": first.get("data"),
         "stand_in_for": first.get("stand_in_for"),
         "sources": [store.name for store in stores],
-        **environment(),
-        "created": study.read_manifest().get("created", now()),
-        "updated": now(),
-        "state": "running",
     }
 
 
 def _hash(stores: Sequence[RunStore]) -> str:
     """What decides the first run's rows; a study can be extended by further runs."""
     facts = [stores[0].name, stores[0].read_manifest().get("init_digest")]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:6]
+    return short_hash(facts)
