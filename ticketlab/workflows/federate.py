@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -125,7 +125,8 @@ def _rounds(
                     time.sleep(POLL)
                 yield store.read_result(round_name(number))
         except BaseException:
-            flwr(home, "stop", run, LAB)
+            with suppress(FailedRun):  # a SuperLink that is gone cannot be told; why it went is what counts
+                flwr(home, "stop", run, LAB)
             raise
 
 
