@@ -53,6 +53,8 @@ class DataSection(Section):
     """Training examples set aside to choose the early-stop step."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the training/validation split; the same for every replicate."""
+    examples: Annotated[int, Field(ge=1)] | None = None
+    """Training examples used, drawn by `split_seed`; left out, all. Clients of `ticketlab federate` get the others."""
     augment: bool = False
     """Random crop from a 4-pixel zero border and random horizontal flip of training images."""
 
@@ -175,6 +177,80 @@ class EarlyBirdSection(Section):
     """Times at which tickets are drawn as well, to compare with; the end of training is one-shot pruning."""
 
 
+class PrivacySection(Section):
+    """Differential privacy of clients in a federation: their updates are clipped, and noise is added."""
+
+    kind: Literal["central", "central_client", "local"] = "central"
+    """Who clips and who adds noise: the server does both; the client clips and the server adds noise; the client does
+    both, which alone protects it from the server."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest L2 norm of an update: of all surviving values together."""
+    noise: Annotated[float, Field(gt=0)] = 1.0
+    """central, central_client: noise multiplier; the noise of the mean has a deviation of noise · clip / clients."""
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """local: ε of one update, 1 at most, beyond which the formula is not proven; the noise of each value has a
+    deviation of 2 · clip · √(2 ln(1.25/δ)) / ε."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """δ: the probability with which the protection may fail."""
+
+
+class FederateSection(Section):
+    """ticketlab federate: how clients train together."""
+
+    rule: str = "fixed"
+    """What is sent and how answers become one network: fixed, early_bird, personal, feddst, prunefl, sign_flip or
+    submodels (docs/federate.md)."""
+    options: Options = Field(default_factory=dict)
+    """Keyword options of the rule."""
+    start: Literal["trained", "rewound", "reinit"] | None = None
+    """Weights at the start: as the level was trained; as it was rewound; fresh ones. Left out: trained, or rewound for
+    rules that begin with a dense network."""
+    rounds: Annotated[int, Field(ge=1)] = 3
+    """Rounds; can be extended later."""
+    epochs: Annotated[int, Field(ge=1)] = 1
+    """Passes of each client over its own examples in a round."""
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    """Learning rate of the clients' sgd."""
+    momentum: Fraction = 0.0
+    """Momentum of the clients' sgd, anew in every round."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Examples in a client's step."""
+    partition: str = "iid"
+    """How one data set is split over the clients: iid, dirichlet, shards or group (one person or hospital each)."""
+    partition_options: Options = Field(default_factory=dict)
+    """Keyword options of the partition."""
+    holdout: Fraction = 0.1
+    """Share of its examples that a client does not train on: by one half it decides (rule personal), the other half
+    gives the accuracy shown. Where people or hospitals have test examples of their own, these give it."""
+    clients_per_round: Annotated[int, Field(ge=1)] | None = None
+    """Clients drawn for each round; left out, all."""
+    precision: Literal["float32", "float16"] = "float32"
+    """How values travel; float32 is exact."""
+    error_feedback: bool = False
+    """A client adds what float16 cut off its last answer to the next one (Seide et al. 2014)."""
+    proximal: Annotated[float, Field(ge=0)] = 0.0
+    """μ of FedProx: clients add μ · (weights − the server's) to their gradients (Li et al. 2020, equation 2)."""
+    aggregate: Literal["mean", "median", "trimmed_mean"] = "mean"
+    """Flower's FedAvg, FedMedian or FedTrimmedAvg (a fifth cut off at each end); fixed masks only."""
+    server_lr: Annotated[float, Field(gt=0)] = 1.0
+    """The server's step along the clients' mean update (FedAvgM); fixed masks only."""
+    server_momentum: Fraction = 0.0
+    """Momentum of the server's step (FedAvgM, Hsu et al. 2019); fixed masks only."""
+    privacy: PrivacySection | None = None
+    """Differential privacy; fixed masks only."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the partition, of the clients drawn and of their batches."""
+
+    def model_post_init(self, _: Any, /) -> None:
+        """Refuse what would be ignored."""
+        if self.error_feedback and self.precision == "float32":
+            raise PydanticCustomError("lossless", "error_feedback belongs to precision: float16; float32 loses nothing")
+        if self.aggregate != "mean" and (self.server_momentum or self.server_lr != 1 or self.privacy):
+            raise PydanticCustomError("mean_only", "server_lr, server_momentum and privacy belong to aggregate: mean")
+        if self.privacy and (self.server_momentum or self.server_lr != 1):
+            raise PydanticCustomError("plain_mean", "privacy is accounted for the plain mean: leave server_* out")
+
+
 class Recipe(Section):
     """One experiment."""
 
@@ -189,6 +265,7 @@ class Recipe(Section):
     early_bird: EarlyBirdSection = EarlyBirdSection()
     schedule: ScheduleSection = ScheduleSection()
     sign_flips: SignFlipsSection = SignFlipsSection()
+    federate: FederateSection = FederateSection()
     watch: Annotated[tuple[Literal["sign_flips"], ...], Field(strict=False)] = ()
     """What is recorded beside the curves: sign_flips counts how often each weight changes sign."""
     replicates: Annotated[int, Field(ge=1)] = 1
@@ -203,9 +280,10 @@ class Recipe(Section):
         """Whether one training goes through all levels."""
         return self.method in ("sign_flip", "gradual")
 
-    def with_data(self, name: str, validation: int) -> Self:
+    def with_data(self, name: str, validation: int, examples: int | None = None) -> Self:
         """The same recipe on another data set."""
-        data = self.data.model_copy(update={"name": name, "validation": validation, "offline": None})
+        changed = {"name": name, "validation": validation, "examples": examples, "offline": None}
+        data = self.data.model_copy(update=changed)
         return self.model_copy(update={"data": data})
 
 
@@ -213,8 +291,8 @@ def recipe_hash(recipe: Recipe, files: dict[str, str] | None = None) -> str:
     """Short hash of what decides a run's results: every field that differs from its default.
 
     Replicates are left out, because a finished run can be extended by them, and so are levels where no schedule
-    depends on their number; so is the stand-in data set, which is not used once the real one is found. Fields added
-    later change no hash while they are at their default.
+    depends on their number; so is the stand-in data set, which is not used once the real one is found, and what only
+    a federation looks at. Fields added later change no hash while they are at their default.
 
     Args:
         files: SHA-256 of each file of the user's own that the recipe names.
@@ -224,6 +302,7 @@ def recipe_hash(recipe: Recipe, files: dict[str, str] | None = None) -> str:
         fields.get("pruning", {}).pop("levels", None)
     fields["data"].pop("offline", None)
     fields.pop("replicates", None)
+    fields.pop("federate", None)
     if not fields.get("pruning", True):
         del fields["pruning"]
     canonical = json.dumps({"recipe": fields, "files": files or {}}, sort_keys=True, separators=(",", ":"))

@@ -14,6 +14,8 @@ from ticketlab.errors import TicketlabError
 if TYPE_CHECKING:
     from ticketlab.data.files import Places
 
+RUN_OR_RECIPE = "A run's name, path or unique prefix, or a recipe; left out, the newest ticket."
+
 app = typer.Typer(
     name="ticketlab",
     help="Find lottery tickets: sparse networks that train as well as the dense ones they came from.",
@@ -254,20 +256,36 @@ def predict(
 
 @app.command()
 def federate(
-    run: RunName = None,
+    run: Annotated[str | None, typer.Argument(metavar="[RUN|RECIPE]", help=RUN_OR_RECIPE, show_default=False)] = None,
     clients: Annotated[str, typer.Option(help="Names of clients, commas between.")] = "pi1,pi2",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; more of them go on with a finished federation.")] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each client in a round.")] = 1,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of the clients' SGD.")] = 0.1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a client's step.")] = 32,
-    partition: Annotated[str, typer.Option(help="How examples are split: iid, dirichlet or shards.")] = "iid",
-    option: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help="Option of --partition.")] = None,
+    simulate: Annotated[
+        int | None, typer.Option(min=1, help="So many clients of Flower's simulation engine instead.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds; more of them go on with a finished federation [default: 3].")
+    ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help="fixed, early_bird, personal, feddst, prunefl, sign_flip or submodels [default: fixed].",
+            show_default=False,
+        ),
+    ] = None,
+    partition: Annotated[
+        str | None, typer.Option(help="iid, dirichlet, shards or group [default: iid].", show_default=False)
+    ] = None,
     float16: Annotated[bool, typer.Option("--float16", help="Send values as float16.")] = False,
+    overrides: Overrides = None,
     level: Level = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Train dense networks and fresh weights in the same way, to compare.")
+    ] = False,
+    link: Annotated[
+        str | None, typer.Option(help="Rate of each client's link, such as 250kbit: what the bytes would take.")
+    ] = None,
     min_clients: Annotated[int, typer.Option(min=1, help="A round with fewer answers is a failure.")] = 1,
     round_timeout: Annotated[float, typer.Option(min=1, help="Seconds that a round waits for answers.")] = 600,
     join_timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for clients to come online.")] = 120,
-    seed: Annotated[int, typer.Option(min=0, help="Of the partition and of the clients' batches.")] = 0,
     runs: RunsRoot = Path("runs"),
     data: DataRoot = None,
     json: Json = False,
@@ -276,21 +294,18 @@ def federate(
 ) -> None:
     """Train a ticket across clients on the Flower engine; resumes what was interrupted."""
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
-        from ticketlab.cli import federating, fusing
-        from ticketlab.workflows.federate import Settings, federate_ticket
+        from ticketlab.cli import federating
+        from ticketlab.workflows.federate_ticket import Wanted, federate_run
         from ticketlab.workflows.run import Machine
-        from ticketlab.workflows.ship import newest, shipment
 
-        settings = Settings(
-            tuple(name.strip() for name in clients.split(",")), rounds, epochs, lr, batch_size, partition,
-            federating.whole(fusing.options(option or [])), "float16" if float16 else "float32", min_clients,
-            round_timeout, join_timeout, seed,
+        short = {"rounds": rounds, "rule": rule, "partition": partition, "precision": "float16" if float16 else None}
+        wanted = Wanted(
+            run, level, tuple(name.strip() for name in clients.split(",")), simulate, short, tuple(overrides or ()),
+            min_clients, round_timeout, join_timeout, controls,
         )  # fmt: skip
-        settings.check()
+        rate = federating.bits_per_second(link) if link else None
         machine = Machine(runs, _places(data), "cpu")
-        store = newest(runs, run, level)
-        given = shipment(store, machine.places, level if store.kind == "prune" else None)
-        federating.federated(federate_ticket(given, settings, machine, should_stop), quiet, json)
+        federating.federated(federate_run(wanted, machine, should_stop), rate, quiet, json)
 
 
 @app.command()

@@ -1,52 +1,165 @@
-"""A federation as it goes on, and what came of it: rounds and clients as tables or JSON."""
+"""A federation as it goes on, and what came of it: clients live, rounds and controls as tables or JSON."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
-from ticketlab.cli.render import new_table, note, result, show
+from rich.live import Live
+from rich.table import Table
+
+from ticketlab.cli.render import console, new_table, note, result, show
+from ticketlab.errors import TicketlabError
 from ticketlab.workflows.federate import Event
 from ticketlab.workflows.train_level import Notice
 
 COLUMNS = (
     "round", "test\naccuracy %", "seconds", "client", "state", "bytes\ndown", "bytes\nup", "seconds\nof work",
-    "examples", "accuracy on\nits own, before %",
+    "memory\nMiB", "examples", "accuracy\nbefore %", "and\nafter %",
 )  # fmt: skip
+UNITS = {"bit": 1, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+ROWS = 12
+"""Clients that are shown one by one; of more, what became of them is counted."""
 
 
-def whole(options: Mapping[str, float]) -> dict[str, float]:
-    """Numbers without a fraction as whole numbers, which counts want."""
-    return {name: int(value) if value == int(value) else value for name, value in options.items()}
+def bits_per_second(text: str) -> float:
+    """The rate that a text such as `250kbit` names; raises TicketlabError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?bit)", text.strip().lower())
+    if found is None or float(found[1]) == 0:
+        raise TicketlabError(f"--link {text}: say a rate such as 250kbit, 10mbit or 1gbit (per second)")
+    return float(found[1]) * UNITS[found[2]]
 
 
-def federated(events: Iterable[Event], quiet: bool, json: bool) -> None:
-    """Rounds as they are finished, then the whole."""
-    for event in events:
-        if isinstance(event, Notice):
-            if not quiet:
-                note(event.text)
-        elif "rounds" not in event:
-            if not quiet:
-                states = ", ".join(f"{client['name']} {client['state']}" for client in event["clients"])
-                accuracy = f"test {100 * event['test_accuracy']:.2f} %"
-                note(f"round {event['round']}: {accuracy}, {event['seconds']:.1f} s ({states})")
-        elif json:
-            result(event)
-        else:
-            _table(event)
+def federated(events: Iterable[Event], rate: float | None, quiet: bool, json: bool) -> None:
+    """Clients live on a terminal, rounds as they are finished, then the whole."""
+    err = console(stderr=True)
+    is_live = err.is_terminal and not quiet
+    with Live(console=err, transient=True) if is_live else nullcontext() as live:
+        for event in events:
+            if isinstance(event, Notice):
+                if not quiet:
+                    note(event.text)
+            elif "live" in event:
+                if live is not None:
+                    live.update(_standing(event["live"]))
+            elif "rounds" not in event:
+                if not quiet:
+                    note(_line(event))
+            else:
+                last = {**event, "link": _link(event, rate)} if rate else event
+    if json:
+        result(last)
+    else:
+        _tables(last)
 
 
-def _table(record: dict[str, Any]) -> None:
-    table = new_table(f"{record['source']} at {100 * record['density']:.2f} %, across clients", COLUMNS)
+def _line(one: Mapping[str, Any]) -> str:
+    states = ", ".join(f"{client['name']} {client['state']}" for client in one["clients"])
+    if len(one["clients"]) > ROWS:
+        states = ", ".join(f"{count} {state}" for state, count in _counted(one["clients"]).items())
+    told = [f"test {100 * one['test_accuracy']:.2f} %", f"density {100 * one['density']:.2f} %"]
+    return f"round {one['round']}: {', '.join(told)}, {one['seconds']:.1f} s ({states})"
+
+
+def _counted(clients: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """State → clients in it."""
+    found: dict[str, int] = {}
+    for client in clients:
+        found[client["state"]] = found.get(client["state"], 0) + 1
+    return found
+
+
+def _standing(live: Mapping[str, Any]) -> Table:
+    """The clients at this moment."""
+    names = ("client", "state", "bytes\ndown", "bytes\nup", "seconds\nof work", "memory\nMiB", "accuracy %")
+    table = new_table(f"round {live['round']}", names)
+    for client in live["clients"][:ROWS]:
+        table.add_row(*(_cells(client)[index] for index in (0, 1, 2, 3, 4, 5, 7)))
+    if len(live["clients"]) > ROWS:
+        table.add_row("…", ", ".join(f"{count} {state}" for state, count in _counted(live["clients"]).items()))
+    return table
+
+
+def _cells(client: Mapping[str, Any]) -> list[str]:
+    shares = ["" if client[key] is None else f"{100 * client[key]:.2f}" for key in ("accuracy", "accuracy_after")]
+    memory = "" if client["memory_mib"] is None else f"{client['memory_mib']:.0f}"
+    sizes = [f"{client[key]:,}" for key in ("bytes_down", "bytes_up")]
+    return [
+        client["name"],
+        client["state"],
+        *sizes,
+        f"{client['seconds']:.1f}",
+        memory,
+        str(client["examples"]),
+        *shares,
+    ]
+
+
+def _tables(record: Mapping[str, Any]) -> None:
+    table = new_table(f"{record['source']} at {100 * record['density']:.2f} %, rule {record['rule']}", COLUMNS)
     for one in record["rounds"]:
         head = [str(one["round"]), f"{100 * one['test_accuracy']:.2f}", f"{one['seconds']:.1f}"]
-        for index, client in enumerate(one["clients"]):
-            own = "" if client["accuracy"] is None else f"{100 * client['accuracy']:.2f}"
-            sizes = [f"{client[key]:,}" for key in ("bytes_down", "bytes_up")]
-            cells = [client["name"], client["state"], *sizes, f"{client['seconds']:.1f}", str(client["examples"]), own]
-            table.add_row(*(head if not index else ["", "", ""]), *cells)
+        for index, client in enumerate(one["clients"][:ROWS]):
+            table.add_row(*(head if not index else ["", "", ""]), *_cells(client))
+        if len(one["clients"]) > ROWS:
+            more = _counted(one["clients"])
+            table.add_row("", "", "", "in all", ", ".join(f"{count} {state}" for state, count in more.items()))
     show(table)
-    ratio = ", ".join(f"{way} {value} ×" for way, value in record["ratio"].items() if value)
-    result(f"before: test {100 * record['start']['test_accuracy']:.2f} %; fewer bytes than dense float32: {ratio}")
+    if record["controls"]:
+        _controls(record)
+    result(_before(record))
+    result(_bytes(record))
+    if "link" in record:
+        told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in record["link"]["seconds_per_round"].items())
+        result(f"at {record['link']['bits_per_second']:,.0f} bit/s a client's bytes of a round take: {told}")
+    privacy = record["rounds"][-1]["rule"].get("privacy")
+    if privacy:
+        result(_privacy(privacy, len(record["rounds"][-1]["clients"])))
     note(f"run: {record['run']}")
+
+
+def _controls(record: Mapping[str, Any]) -> None:
+    """The ticket between what it must be compared with."""
+    table = new_table("the ticket and its controls", ("network", "test accuracy %", "× fewer bytes\nup", "down"))
+    own = {"control": "this federation", "test_accuracy": record["rounds"][-1]["test_accuracy"]}
+    for one in ({**own, "ratio": record["ratio"]}, *record["controls"]):
+        sizes = [f"{one['ratio'][way]}" for way in ("up", "down")] if one["ratio"] else ["none sent", ""]
+        table.add_row(one["control"], f"{100 * one['test_accuracy']:.2f}", *sizes)
+    show(table)
+
+
+def _before(record: Mapping[str, Any]) -> str:
+    last = 100 * record["rounds"][-1]["test_accuracy"]
+    before = record["start"]["test_accuracy"]
+    return f"test accuracy {last:.2f} %" + ("" if before is None else f" (before any round {100 * before:.2f} %)")
+
+
+def _bytes(record: Mapping[str, Any]) -> str:
+    """Fewer bytes than dense float32, and than the same zipped."""
+    ways = [way for way, value in record["ratio"].items() if value]
+    plain = ", ".join(f"{way} {record['ratio'][way]} ×" for way in ways)
+    zipped = ", ".join(f"{way} {record['ratio_zipped'][way]} ×" for way in ways)
+    return f"fewer bytes than dense float32: {plain}; than dense float32 zipped: {zipped}"
+
+
+def _privacy(privacy: Mapping[str, Any], clients: int) -> str:
+    told = f"privacy ({privacy['kind']}): ε = {privacy['epsilon']:.2f} at δ = {privacy['delta']:g} for {privacy['of']}"
+    if clients <= SMALL and privacy["kind"] != "local":
+        told += f"; with {clients} clients the mean nearly is each client's own answer: do not rely on it"
+    return told
+
+
+SMALL = 5
+
+
+def _link(record: Mapping[str, Any], rate: float) -> dict[str, Any]:
+    """Seconds that a round's bytes of one client take at a rate, from the bytes that were sent."""
+    answered = [client for one in record["rounds"] for client in one["clients"] if client["state"] == "ok"]
+    sizes = {
+        "this federation": sum(c["bytes_down"] + c["bytes_up"] for c in answered) / len(answered),
+        "dense float32": 2 * record["dense_bytes"],
+        "dense float32 zipped": 2 * record["zipped_dense_bytes"],
+    }
+    return {"bits_per_second": rate, "seconds_per_round": {name: 8 * size / rate for name, size in sizes.items()}}

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ticketlab.data.sources import Dataset
+from ticketlab.errors import DataError
 from ticketlab.seeds import derive_seed
 
 CROP_BORDER = 4  # pixels
@@ -48,27 +49,42 @@ class Splits:
     train: Examples
     validation: Examples
     test: Examples
+    unused: Examples
+    """Training examples that the recipe does not use."""
+
+    @property
+    def of_clients(self) -> Examples:
+        """What the clients of a federation share: the unused training examples, or all where all are used."""
+        return self.unused if len(self.unused) else self.train
 
     def to(self, device: torch.device) -> Splits:
-        """The same splits on a device."""
-        return Splits(self.train.to(device), self.validation.to(device), self.test.to(device))
+        """The same splits on a device; unused examples stay where they are."""
+        return Splits(self.train.to(device), self.validation.to(device), self.test.to(device), self.unused)
 
 
-def split(dataset: Dataset, validation: int, seed: int) -> Splits:
-    """Set `validation` training examples aside, drawn without replacement; the test set stays as published."""
+def split(dataset: Dataset, validation: int, seed: int, examples: int | None = None) -> Splits:
+    """Set `validation` training examples aside, drawn without replacement; the test set stays as published.
+
+    Of the others, `examples` are for training (all when None); raises DataError where there are not so many.
+    """
     order = permutation(len(dataset.train_labels), seed)
-    held_out, rest = order[:validation], order[validation:].sort().values
+    used = len(order) - validation if examples is None else examples
+    if used > len(order) - validation:
+        raise DataError(f"data.examples: {dataset.name} has {len(order) - validation} training examples, not {used}")
+    held_out, rest, unused = order.split([validation, used, len(order) - validation - used])
+    rest, unused = rest.sort().values, unused.sort().values
     mean = torch.tensor(dataset.mean).view(-1, 1, 1)
     std = torch.tensor(dataset.std).view(-1, 1, 1)
     scale, shift = 1 / (255 * std), -mean / std
 
-    def examples(images: Tensor, labels: Tensor) -> Examples:
+    def some(images: Tensor, labels: Tensor) -> Examples:
         return Examples(images, labels, scale, shift)
 
     return Splits(
-        train=examples(dataset.train_images[rest], dataset.train_labels[rest]),
-        validation=examples(dataset.train_images[held_out], dataset.train_labels[held_out]),
-        test=examples(dataset.test_images, dataset.test_labels),
+        train=some(dataset.train_images[rest], dataset.train_labels[rest]),
+        validation=some(dataset.train_images[held_out], dataset.train_labels[held_out]),
+        test=some(dataset.test_images, dataset.test_labels),
+        unused=some(dataset.train_images[unused], dataset.train_labels[unused]),
     )
 
 

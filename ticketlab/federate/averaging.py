@@ -33,14 +33,21 @@ def overlap_mean(
     weights by examples out; equal `examples` give its rule.
     """
     found = weighted_mean(states, [max(int(count), 1) for count in examples])
-    for name in masks[0]:
-        kept = torch.stack([mask[name] for mask in masks]).double()
-        shares = kept * torch.tensor(list(examples), dtype=torch.float64).view(-1, *[1] * (kept.dim() - 1))
-        total = shares.sum(0)
-        values = (shares * torch.stack([state[name] for state in states]).double()).sum(0)
+    for name, old in before.items():
+        if name not in masks[0]:
+            continue
+        values, total = torch.zeros_like(old, dtype=torch.float64), torch.zeros_like(old, dtype=torch.float64)
+        for state, mask, count in zip(states, masks, examples, strict=True):
+            values += count * (state[name].double() * mask[name])
+            total += count * mask[name]
         mean = values / torch.where(total > 0, total, 1)
-        found[name] = torch.where(total > 0, mean, before[name].double()).to(before[name].dtype)
+        found[name] = torch.where(total > 0, mean, old.double()).to(old.dtype)
     return found
+
+
+def weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Sum of tensors of one shape, each times its weight, in double precision."""
+    return torch.tensordot(torch.tensor(list(weights), dtype=torch.float64), torch.stack(list(values)).double(), dims=1)
 
 
 def _mean(values: Sequence[Tensor], weights: Tensor) -> Tensor:

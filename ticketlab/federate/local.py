@@ -1,61 +1,102 @@
-"""One client's share of a round: train under the ticket's mask on its own examples."""
+"""One client's share of a round: train under a mask on its own examples, judge, look at gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ticketlab.codec import Sparse
-from ticketlab.data.batches import Examples, shuffled_batches, steps_per_epoch
-from ticketlab.errors import FormatError
-from ticketlab.models.compact import all_finite, same_shapes
-from ticketlab.pruning.masks import full_mask
-from ticketlab.recipe import TrainSection
-from ticketlab.training.loop import evaluate, train_steps
-from ticketlab.training.optim import learning_rate, make_optimizer
+from ticketlab.data.batches import Examples, normalise, shuffled_batches, steps_per_epoch
+from ticketlab.errors import FailedRun
+from ticketlab.models.compact import all_finite
+from ticketlab.pruning.masks import Mask, full_mask
+from ticketlab.recipe import FederateSection, TrainSection
+from ticketlab.training.loop import Adjust, evaluate, train_steps
+from ticketlab.training.optim import make_optimizer
 from ticketlab.training.trainable import make_trainable
+
+if TYPE_CHECKING:
+    from ticketlab.federate.rules.rule import Work
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A client's answer."""
+    """A network after a client's steps."""
 
     state: dict[str, Tensor]
     """Removed weights are exactly zero."""
-    examples: int
-    accuracy: float
-    """Of the network that came, on the client's own examples, before training: a share of 1."""
     loss: float
-    """Mean of the last epoch's batches."""
+    """Mean of the last epoch's batches; NaN where there was no step."""
 
 
-def train_locally(
-    model: nn.Module, received: Sparse, train: TrainSection, examples: Examples, epochs: int, seed: int
-) -> Trained:
-    """Train for some epochs from what the server sent; raises FormatError where that is not this network."""
-    if not same_shapes(received.state, model.state_dict()):
-        raise FormatError("the server's network has other layers than this client's")
-    if not all_finite(received.state):
-        raise FormatError("the server's network has numbers that are not finite")
-    model.load_state_dict(received.state)
-    accuracy = evaluate(model, examples)[1]
-    device = torch.device("cpu")
-    trainable = make_trainable(model, received.state, received.mask or full_mask(model), device)
-    per_epoch = steps_per_epoch(len(examples), train.batch_size)
-    steps = epochs * per_epoch
-    batches = shuffled_batches(examples, train.batch_size, seed, 0)
-    losses: list[Tensor] = []
-    for step in train_steps(
-        trainable.model,
-        batches,
-        make_optimizer(trainable.model.parameters(), train),
-        lambda index: learning_rate(train, index, per_epoch),
-        trainable.mask,
-        0,
-        steps,
-    ):
-        losses.append(step.loss)
-    loss = float(torch.stack(losses[-per_epoch:]).mean())
-    return Trained(trainable.whole(trainable.model.state_dict()), len(examples), accuracy, loss)
+def fit(work: Work, mask: Mask, state: Mapping[str, Tensor], part: tuple[float, float] = (0.0, 1.0)) -> Trained:
+    """Train from a state under a mask; `part` is the stretch of the round's steps, from and to, as shares of 1.
+
+    Weights are pulled towards `state` where the settings say so (FedProx). Raises FailedRun where training diverges.
+    """
+    settings, examples = work.settings, work.train
+    trainable = make_trainable(work.model, state, mask or full_mask(work.model), torch.device("cpu"))
+    per_epoch = steps_per_epoch(len(examples), settings.batch_size)
+    start, stop = (round(share * settings.epochs * per_epoch) for share in part)
+    losses = [
+        step.loss
+        for step in train_steps(
+            trainable.model,
+            shuffled_batches(examples, settings.batch_size, work.seed, start),
+            make_optimizer(trainable.model.parameters(), _section(settings)),
+            lambda _: settings.lr,
+            trainable.mask,
+            start,
+            stop,
+            Adjust(towards=_anchors(trainable.model), pull=settings.proximal) if settings.proximal else Adjust(),
+        )
+    ]
+    loss = float(torch.stack(losses[-per_epoch:]).mean()) if losses else float("nan")
+    found = trainable.whole(trainable.model.state_dict())
+    if not all_finite(found):
+        raise FailedRun(f"training diverged here (learning rate {settings.lr:g})")
+    return Trained(found, loss)
+
+
+def judge(model: nn.Module, state: Mapping[str, Tensor], examples: Examples) -> float:
+    """Accuracy of a state, a fraction of 1."""
+    model.load_state_dict(state)
+    return evaluate(model, examples)[1]
+
+
+def dense_gradient(
+    model: nn.Module, state: Mapping[str, Tensor], examples: Examples, batch: int | None
+) -> dict[str, Tensor]:
+    """Gradient of the mean loss with respect to every parameter, removed weights too.
+
+    Args:
+        batch: Of the first so many examples; None: of all of them.
+    """
+    model.load_state_dict(state)
+    model.train()
+    model.zero_grad()
+    count = len(examples) if batch is None else min(batch, len(examples))
+    for first in range(0, count, GRADIENT_BATCH):
+        labels = examples.labels[first : min(first + GRADIENT_BATCH, count)]
+        images = normalise(examples.images[first : first + len(labels)], examples)
+        (functional.cross_entropy(model(images), labels, reduction="sum") / count).backward()
+    found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    return found
+
+
+GRADIENT_BATCH = 256
+
+
+def _anchors(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+    return [(value, value.detach().clone()) for value in model.parameters()]
+
+
+def _section(settings: FederateSection) -> TrainSection:
+    """The clients' optimizer as a recipe describes one."""
+    told = {"steps": "1ep", "optimizer": "sgd", "lr": settings.lr, "momentum": settings.momentum}
+    return TrainSection.model_validate({**told, "batch_size": settings.batch_size})

@@ -160,6 +160,13 @@ class RunStore:
         """Keep a result."""
         write_json(self.path / name, result)
 
+    def read_file(self, name: str) -> bytes:
+        """A file, such as a ticket; raises RunError where it cannot be read."""
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise RunError(f"{self.path / name}: cannot be read ({error.strerror})") from error
+
     def write_file(self, name: str, content: bytes) -> None:
         """Keep a file, such as a figure."""
         write_bytes(self.path / name, content)
@@ -172,13 +179,13 @@ class RunStore:
         """Delete a result, if there is one."""
         (self.path / name).unlink(missing_ok=True)
 
-    def read_state(self, number: int) -> dict[str, Tensor]:
-        """The network after a round of a federation."""
-        return read_tensors(self.path / f"round_{number}.safetensors")[0]
+    def read_state(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and facts after a round of a federation."""
+        return read_tensors(self.path / f"round_{number}.safetensors")
 
-    def write_state(self, number: int, state: Mapping[str, Tensor]) -> None:
-        """Keep the network after a round of a federation."""
-        write_tensors(self.path / f"round_{number}.safetensors", state, {"round": number})
+    def write_state(self, number: int, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep the tensors after a round of a federation."""
+        write_tensors(self.path / f"round_{number}.safetensors", state, facts)
 
     def write_map(self, unit_map: Mapping[str, Tensor]) -> None:
         """Keep which old units each new one stands in for."""

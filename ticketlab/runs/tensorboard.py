@@ -134,3 +134,49 @@ def write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> None:
 def _pixels(png: bytes) -> NDArray[np.uint8]:
     """A PNG's pixels, (height, width, 3)."""
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+CLIENTS = 20
+"""Clients that get curves of their own; of more the spread tells."""
+
+
+class FederationEvents:
+    """Events of a federation: a point for each round; what an earlier process wrote is written anew."""
+
+    def __init__(self, folder: Path) -> None:
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._writer = SummaryWriter(str(folder))
+        self._sent = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def round(self, record: Mapping[str, Any]) -> None:
+        """A finished round: accuracy against rounds and against KiB sent so far, each client, the spread, the rule."""
+        number, clients = record["round"], record["clients"]
+        self._sent += sum(client["bytes_up"] + client["bytes_down"] for client in clients)
+        scalars = {
+            "accuracy/test": record["test_accuracy"],
+            "accuracy/validation": record["val_accuracy"],
+            "federation/density": record["density"],
+            "federation/seconds": record["seconds"],
+            "federation/clients_that_answered": sum(client["state"] == "ok" for client in clients),
+            **{f"rule/{key}": value for key, value in record["rule"].items() if isinstance(value, int | float)},
+            **{f"spread/{key}_{name}": value for key in ("accuracy", "accuracy_after")
+               for name, value in (record["spread"][key] or {}).items()},
+        }  # fmt: skip
+        for client in clients[:CLIENTS] if len(clients) <= CLIENTS else ():
+            told = {
+                key: client[key] for key in ("accuracy", "accuracy_after", "loss", "bytes_up", "bytes_down", "seconds")
+            }
+            scalars |= {f"client_{key}/{client['name']}": value for key, value in told.items() if value is not None}
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, number)
+        self._writer.add_scalar("accuracy_by_kib/test", record["test_accuracy"], self._sent // 1024)
+        self._writer.flush()

@@ -6,97 +6,89 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ticketlab import federate
-from ticketlab.codec import Sparse, encode
 from ticketlab.data.partition import partitions
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 from ticketlab.federate.keys import client_key, make_authority, server_certificate
 from ticketlab.federate.processes import Child, flwr, free_port, start, stop, wait_for
-from ticketlab.registry import check_options
-from ticketlab.runs.manifest import short_hash
 from ticketlab.runs.store import RunStore
-from ticketlab.workflows.federate_server import FAILURE, REQUEST, round_name
+from ticketlab.runs.tensorboard import FederationEvents
+from ticketlab.workflows.federate_controls import controls_of
+from ticketlab.workflows.federate_record import record_of, write_network
+from ticketlab.workflows.federate_request import Asked, request_hash, request_of
+from ticketlab.workflows.federate_server import FAILURE, LIVE, REQUEST, make_rule, round_name
+from ticketlab.workflows.federate_start import starting
 from ticketlab.workflows.run import Machine, outcome
-from ticketlab.workflows.ship import Shipment
+from ticketlab.workflows.ship import FEDERATED, Shipment
 from ticketlab.workflows.train_level import Notice
 
 APP = Path(federate.__path__[0]) / "app"
 LAB = "lab"
-RESULT = "federated.json"
 TESTED = ((1, 41), (1, 43))
 """Versions of Flower from the first up to, not including, the second."""
 POLL = 0.2
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a federation trains."""
-
-    clients: tuple[str, ...]
-    rounds: int = 3
-    epochs: int = 1
-    lr: float = 0.1
-    batch_size: int = 32
-    partition: str = "iid"
-    partition_options: Mapping[str, Any] | None = None
-    precision: str = "float32"
-    min_clients: int = 1
-    round_timeout: float = 600.0
-    join_timeout: float = 120.0
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raise TicketlabError for what cannot be run."""
-        if not self.clients or len(set(self.clients)) < len(self.clients):
-            raise TicketlabError(
-                f"--clients: name each client once, with commas between (got {','.join(self.clients)})"
-            )
-        for name in self.clients:
-            if not name.replace("-", "").replace("_", "").isalnum():
-                raise TicketlabError(f"--clients: '{name}' is no name; use letters, digits, - and _")
-        if self.min_clients > len(self.clients):
-            raise TicketlabError(f"--min-clients {self.min_clients}: there are {len(self.clients)} clients")
-        problems = check_options(partitions.find(self.partition), dict(self.partition_options or {}))
-        if problems:
-            raise TicketlabError("\n".join(f"--partition {self.partition}: {message}" for _, message in problems))
-
+SILENCE = 30.0
+"""Seconds without a word from the rounds, after which Flower is asked whether they still go on."""
 
 Event = Notice | dict[str, Any]
 
 
 def federate_ticket(
-    given: Shipment, settings: Settings, machine: Machine, should_stop: Callable[[], bool] = lambda: False
+    given: Shipment,
+    asked: Asked,
+    machine: Machine,
+    should_stop: Callable[[], bool] = lambda: False,
+    with_controls: bool = False,
 ) -> Iterator[Event]:
-    """Train across clients; yields notices, each finished round, and at the end the record of the whole.
+    """Train across clients; yields notices, how clients stand, each finished round, and at the end the whole record.
 
     Finished rounds are read, not repeated. Raises Interrupted when asked to stop, FailedRun where the rounds cannot
     go on.
     """
-    settings.check()
+    asked.check()
     check_flower()
-    request = _request(given, settings, machine)
-    split_among = partitions.find(settings.partition)
-    split_among(given.splits.train.labels, len(settings.clients), settings.seed, **request["partition_options"])
-    store = RunStore(machine.runs / f"{given.store.name}-federated-{_hash(given, request)}")
+    request, settings = request_of(given, asked, machine), asked.settings
+    begin = starting(given, asked.start, machine.places)
+    make_rule(begin, settings, asked.clients)
+    make = partitions.find(settings.partition)
+    make(given.splits.of_clients.labels, len(asked.clients), settings.seed, **settings.partition_options)
+    store = RunStore(machine.runs / f"{given.store.name}-federated-{request_hash(request)}")
     with store.lock():
         _open(store, given, request)
         store.forget(FAILURE)
+        store.forget(LIVE)
         missing = [number for number in range(1, settings.rounds + 1) if not store.has_result(round_name(number))]
-        yield Notice(f"{store.name}: {', '.join(settings.clients)} are not enrolled and run here, as local processes")
-        for number in range(1, settings.rounds + 1):
-            if number not in missing:
-                yield store.read_result(round_name(number))
-        with outcome(store):
-            if missing:
-                yield from _rounds(store, request, missing, should_stop)
-            record = _record(store, given, request)
-            store.write_result(RESULT, record)
+        with outcome(store), FederationEvents(store.path) as events:
+            for record in _followed(store, request, missing, should_stop):
+                if isinstance(record, dict) and "round" in record:
+                    events.round(record)
+                yield record
+            write_network(store, settings.rounds, begin.facts)
+            controls: list[dict[str, Any]] = []
+            for event in controls_of(store, given, request, machine.places, should_stop) if with_controls else ():
+                if isinstance(event, Notice):
+                    yield event
+                else:
+                    controls.append(event)
+            accuracy = given.test_accuracy if asked.start == "trained" else None
+            record = record_of(store, begin, accuracy, request, controls)
+            store.write_result(FEDERATED, record)
         yield record
+
+
+def _followed(
+    store: RunStore, request: Mapping[str, Any], missing: Sequence[int], should_stop: Callable[[], bool]
+) -> Iterator[Event]:
+    """Rounds that were finished before, then those that are missing as they are finished."""
+    for number in range(1, request["settings"]["rounds"] + 1):
+        if number not in missing:
+            yield store.read_result(round_name(number))
+    if missing:
+        yield from _rounds(store, request, missing, should_stop)
 
 
 def check_flower() -> None:
@@ -116,18 +108,47 @@ def _rounds(
     with _flower(store, request["clients"], request["data"]) as (home, children):
         answer = flwr(home, "run", str(APP), LAB, "--run-config", f'folder="{store.path.resolve()}"')
         run = str(answer["run-id"])
+        watch = Watch(store, lambda: _status(home, run))
         try:
             for number in missing:
                 while not store.has_result(round_name(number)):
                     if should_stop():
                         raise Interrupted("stopped; the same command goes on with the next round")
                     _check(store, children)
+                    yield from watch.look()
                     time.sleep(POLL)
                 yield store.read_result(round_name(number))
         except BaseException:
             with suppress(FailedRun):  # a SuperLink that is gone cannot be told; why it went is what counts
                 flwr(home, "stop", run, LAB)
             raise
+
+
+class Watch:
+    """How the clients stand, as the rounds' program tells it; notices when it has gone without a word."""
+
+    def __init__(self, store: RunStore, status: Callable[[], str]) -> None:
+        self.store, self.status = store, status
+        self.seen: dict[str, Any] = {}
+        self.heard = time.monotonic()
+
+    def look(self) -> Iterator[dict[str, Any]]:
+        """What is new; raises FailedRun where nothing is, for long, and Flower says that the run has ended."""
+        found = self.store.read_result(LIVE) if self.store.has_result(LIVE) else {}
+        if found != self.seen:
+            self.seen, self.heard = found, time.monotonic()
+            yield {"live": found}
+        elif time.monotonic() - self.heard > SILENCE:
+            self.heard = time.monotonic()
+            status = self.status()
+            if status.startswith("finished"):
+                raise FailedRun(f"the rounds ended without a word (Flower says {status}); is the disk full?")
+
+
+def _status(home: Path, run: str) -> str:
+    """How Flower says a run stands."""
+    answer = flwr(home, "ls", LAB, "--run-id", run)
+    return str(answer["runs"][0]["status"])
 
 
 def _check(store: RunStore, children: Sequence[Child]) -> None:
@@ -190,45 +211,6 @@ def _flower(store: RunStore, clients: Sequence[str], data: str | None) -> Iterat
         stop(children)
 
 
-def _request(given: Shipment, settings: Settings, machine: Machine) -> dict[str, Any]:
-    """What the two programs are told, as JSON."""
-    source = given.network.facts["source"]
-    train = {"optimizer": "sgd", "lr": settings.lr, "momentum": 0.0, "batch_size": settings.batch_size, "steps": "1ep"}
-    return {
-        **asdict(settings),
-        "clients": list(settings.clients),
-        "partition_options": dict(settings.partition_options or {}),
-        "train": train,
-        "runs": str(given.store.path.resolve().parent),
-        "source": given.store.name,
-        "level": None if given.kind == "fused" else source["level"],
-        "replicate": 1 if given.kind == "fused" else source["replicate"],
-        "data": str(machine.places.root.resolve()) if machine.places.root else None,
-    }
-
-
-def _record(store: RunStore, given: Shipment, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The federation as a whole, as `--json` prints it."""
-    rounds = [store.read_result(round_name(number)) for number in range(1, request["rounds"] + 1)]
-    dense = sum(value.nbytes for value in given.network.model.state_dict().values())
-    answered = [client for one in rounds for client in one["clients"] if client["state"] == "ok"]
-    ratio = {
-        way: round(dense * len(answered) / total, 2) if (total := sum(c[f"bytes_{way}"] for c in answered)) else None
-        for way in ("up", "down")
-    }
-    known = len(encode(Sparse(given.network.mask, dict(given.network.model.state_dict()), {}), is_known=True))
-    return {
-        "run": str(store.path),
-        "source": given.network.name,
-        "density": given.network.facts["density"],
-        "start": {"test_accuracy": given.test_accuracy},
-        "rounds": rounds,
-        "dense_bytes": dense,
-        "ratio": ratio,
-        "values_bytes": known,
-    }
-
-
 def _open(store: RunStore, given: Shipment, request: Mapping[str, Any]) -> None:
     facts = {
         "kind": "federate",
@@ -240,12 +222,3 @@ def _open(store: RunStore, given: Shipment, request: Mapping[str, Any]) -> None:
     }
     store.begin(facts)
     store.write_result(REQUEST, request)
-
-
-def _hash(given: Shipment, request: Mapping[str, Any]) -> str:
-    """Short hash of what decides the result; the number of rounds and the patience do not."""
-    told_apart = {key: value for key, value in request.items() if key not in _FREE}
-    return short_hash({"digest": given.network.facts["source"].get("digest"), **told_apart})
-
-
-_FREE = ("rounds", "round_timeout", "join_timeout", "min_clients", "runs", "data")

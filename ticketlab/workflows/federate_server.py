@@ -1,54 +1,45 @@
-"""The coordinator's program: hand the ticket to the clients by name, gather, average, evaluate, keep; repeat."""
+"""The coordinator's program: give clients their orders by name, gather, merge, evaluate, keep; repeat."""
 
 from __future__ import annotations
 
-import json
+import os
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ticketlab.codec import Sparse, decode, encode
+from ticketlab.codec import Sparse
+from ticketlab.data.batches import permutation
 from ticketlab.data.files import Places
-from ticketlab.errors import FailedRun, FormatError
-from ticketlab.federate.averaging import weighted_mean
-from ticketlab.models.compact import all_finite, same_shapes
-from ticketlab.runs.store import RunStore, find_run
-from ticketlab.workflows.federate_client import ARRAYS, METRICS, NEEDS_MASK, TASK, arrays, blob_of
+from ticketlab.errors import FailedRun
+from ticketlab.federate.rules import adaptive, early_bird, fixed, personal, sign_flip, submodels  # noqa: F401
+from ticketlab.federate.rules.rule import Memory, Rule, rules
+from ticketlab.models.build import network_from
+from ticketlab.pruning.masks import density
+from ticketlab.recipe import FederateSection
+from ticketlab.runs.manifest import now
+from ticketlab.runs.store import RunStore
+from ticketlab.seeds import derive_seed
+from ticketlab.workflows.federate_exchange import HEARTBEAT, POLL, Outcome, Session, exchange
+from ticketlab.workflows.federate_start import Start, read_start
 from ticketlab.workflows.fuse import accuracies
-from ticketlab.workflows.ship import shipment
 
-POLL = 0.25  # seconds between looks for answers
-REQUEST, FAILURE = "federation.json", "failure.json"
+REQUEST, FAILURE, LIVE = "federation.json", "failure.json", "live.json"
+FOLDER = "TICKETLAB_FEDERATION"
+"""Environment variable that names the run's folder where the engine has no run config, as in simulations."""
 
 app = ServerApp()
-
-
-@dataclass
-class Outcome:
-    """What became of one client in one round; bytes are of the messages' blobs."""
-
-    name: str
-    state: str = "timeout"
-    """ok, timeout, or what went wrong."""
-    bytes_down: int = 0
-    bytes_up: int = 0
-    seconds: float = 0.0
-    """Of the client's own work."""
-    examples: int = 0
-    accuracy: float | None = None
-    """Of the network that came, on the client's own examples."""
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds that are missing; what failed is kept where the coordinator looks."""
-    store = RunStore(Path(str(context.run_config["folder"])))
+    store = RunStore(Path(str(context.run_config.get("folder") or os.environ[FOLDER])))
     try:
         federate(grid, store, store.read_result(REQUEST))
     except Exception as error:
@@ -59,32 +50,66 @@ def main(grid: Grid, context: Context) -> None:
 def federate(grid: Grid, store: RunStore, request: Mapping[str, Any]) -> None:
     """Rounds from the first one that is not finished."""
     torch.set_num_threads(1)
-    places = Places(Path(request["data"]) if request["data"] else None, Places.default().cache, may_download=False)
-    given = shipment(find_run(Path(request["runs"]), request["source"]), places, request["level"], request["replicate"])
-    network = Sparse(given.network.mask, dict(given.network.model.state_dict()), dict(given.network.facts))
-    holders: set[str] = set()
-    for number in range(1, request["rounds"] + 1):
+    settings = FederateSection.model_validate(request["settings"])
+    start = read_start(request, Places(_path(request["data"]), Places.default().cache, may_download=False))
+    rule = make_rule(start.network, settings, request["clients"])
+    session = Session(grid, request, lambda outcomes: _tell(store, number, outcomes))
+    number = 0
+    for number in range(1, settings.rounds + 1):
         if store.has_result(round_name(number)):
-            network = Sparse(network.mask, store.read_state(number), network.facts)
             continue
+        if number > 1 and not session.started:
+            rule.recall_(*read_round(store, number - 1, start.network.facts))
+        _tell(store, number, [])
         began = time.perf_counter()
-        online = _wait(grid, request)
-        states, examples, outcomes = _gather(grid, request, number, network, online, holders)
-        if len(states) < request["min_clients"]:
-            said = ", ".join(f"{outcome.name}: {outcome.state}" for outcome in outcomes)
-            raise FailedRun(
-                f"round {number}: {len(states)} of {request['min_clients']} needed clients answered ({said})"
-            )
-        network = Sparse(network.mask, weighted_mean(states, examples), network.facts)
-        given.network.model.load_state_dict(network.state)
+        nodes = _wait(session, number)
+        names = _drawn(request["clients"], settings, number)
+        answers, outcomes = exchange(session, rule, number, nodes, names)
+        session.started = True
+        _check(answers, outcomes, request, number)
+        facts = rule.merge(number, answers)
         record = {
             "round": number,
-            **accuracies(given.network.model, given.splits),
+            **_judged(rule.network, start),
+            "density": density(rule.network.mask) if rule.network.mask else 1.0,
             "seconds": round(time.perf_counter() - began, 3),
+            "rule": facts,
+            "spread": {key: spread(outcomes, key) for key in ("accuracy", "accuracy_after")},
             "clients": [asdict(outcome) for outcome in outcomes],
         }
-        store.write_state(number, network.state)
+        write_round(store, number, rule)
         store.write_result(round_name(number), record)
+
+
+def spread(outcomes: Sequence[Outcome], key: str) -> dict[str, float] | None:
+    """Mean over clients, mean of the worst tenth (one at least), and lowest of a number; None where nobody told it."""
+    told = [getattr(outcome, key) for outcome in outcomes if outcome.state == "ok"]
+    values = sorted(value for value in told if value is not None)
+    if not values:
+        return None
+    worst = values[: max(1, len(values) // 10)]
+    return {"mean": sum(values) / len(values), "worst_tenth": sum(worst) / len(worst), "lowest": values[0]}
+
+
+def make_rule(start: Sparse, settings: FederateSection, clients: Sequence[str]) -> Rule:
+    """The server's side of the rule that the settings name."""
+    return rules.find(settings.rule)(start, settings, clients, **settings.options)
+
+
+def _judged(network: Sparse, start: Start) -> dict[str, float]:
+    """Accuracy of the global network on the coordinator's validation and test examples."""
+    return accuracies(network_from(network.state, network.facts), start.splits)
+
+
+def _check(answers: Sequence[object], outcomes: Sequence[Outcome], request: Mapping[str, Any], number: int) -> None:
+    """Raise FailedRun for fewer answers than needed; none is never enough."""
+    needed = max(1, request["min_clients"])
+    if len(answers) < needed:
+        said = ", ".join(f"{outcome.name}: {outcome.state}" for outcome in outcomes)
+        raise FailedRun(f"round {number}: {len(answers)} of {needed} needed clients answered ({said})")
+
+
+# --- rounds on disk
 
 
 def round_name(number: int) -> str:
@@ -92,99 +117,77 @@ def round_name(number: int) -> str:
     return f"round_{number}.json"
 
 
-def _wait(grid: Grid, request: Mapping[str, Any]) -> dict[str, int]:
-    """Clients of this federation that are online, by name; waits for all, and after the deadline for enough."""
+def write_round(store: RunStore, number: int, rule: Rule) -> None:
+    """Keep the network, its mask, and what the rule must know again."""
+    memory = rule.memory()
+    tensors = {
+        **{f"mask:{name}": kept for name, kept in rule.network.mask.items()},
+        **{f"memory:{name}": value for name, value in memory.tensors.items()},
+    }
+    # masks of a rule's memory may be the network's own tensors, which a file may hold once only
+    whole = {name: value.clone() for name, value in {**rule.network.state, **tensors}.items()}
+    store.write_state(number, whole, memory.facts)
+
+
+def read_round(store: RunStore, number: int, facts: dict[str, Any]) -> tuple[Sparse, Memory]:
+    """What `write_round` kept."""
+    tensors, told = store.read_state(number)
+    parts: dict[str, dict[str, Any]] = {"mask": {}, "memory": {}, "": {}}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(":") if name.startswith(("mask:", "memory:")) else ("", "", name)
+        parts[kind][rest] = value
+    return Sparse(parts["mask"], parts[""], facts), Memory(parts["memory"], told)
+
+
+# --- clients
+
+
+def _drawn(clients: Sequence[str], settings: FederateSection, number: int) -> list[str]:
+    """Names of a round's clients: all, or so many, drawn anew each round."""
+    count = settings.clients_per_round or len(clients)
+    order = permutation(len(clients), derive_seed(settings.seed, "drawn", number))[:count]
+    return [clients[int(index)] for index in order.sort().values]
+
+
+def _wait(session: Session, number: int) -> dict[str, int]:
+    """Clients of this federation that are online, by name.
+
+    Before the first round all are waited for, and after the deadline enough will do; later only enough are waited
+    for. Raises FailedRun where they do not come.
+    """
+    request = session.request
     end = time.monotonic() + request["join_timeout"]
+    wanted = max(1, request["min_clients"]) if session.started else len(request["clients"])
+    told, at = {""}, time.monotonic()
     while True:
-        nodes = {node.name: node.node_id for node in grid.get_nodes() if node.status == "online"}
-        online = {name: nodes[name] for name in request["clients"] if name in nodes}
-        if len(online) == len(request["clients"]):
+        online = _online(session)
+        if len(online) >= wanted:
             return online
         if time.monotonic() > end:
-            if len(online) >= request["min_clients"]:
+            if len(online) >= max(1, request["min_clients"]):
                 return online
             missing = ", ".join(name for name in request["clients"] if name not in online)
             raise FailedRun(f"not online within {request['join_timeout']:g} s: {missing}")
+        if set(online) != told or time.monotonic() - at > HEARTBEAT:
+            told, at = set(online), time.monotonic()
+            session.tell([Outcome(name, "online" if name in online else "offline") for name in request["clients"]])
         time.sleep(POLL)
 
 
-def _gather(
-    grid: Grid,
-    request: Mapping[str, Any],
-    number: int,
-    network: Sparse,
-    online: Mapping[str, int],
-    holders: set[str],
-) -> tuple[list[dict[str, torch.Tensor]], list[int], list[Outcome]]:
-    """Send the round to every client and collect the answers that come in time and are sound."""
-    outcomes = {name: Outcome(name, "timeout" if name in online else "offline") for name in request["clients"]}
-    blobs: dict[bool, bytes] = {}
-    end = time.monotonic() + request["round_timeout"]
-    pending: dict[str, str] = {}
-
-    def send(names: Iterable[str]) -> None:
-        chosen = list(names)
-        messages = []
-        for name in chosen:
-            is_known = name in holders
-            if is_known not in blobs:
-                blobs[is_known] = encode(network, request["precision"], is_known=is_known)
-            blob = blobs[is_known]
-            outcomes[name].bytes_down += len(blob)
-            messages.append(_message(request, number, name, online[name], blob, end - time.monotonic()))
-        pending.update(zip(grid.push_messages(messages), chosen, strict=True))
-
-    send(online)
-    states: dict[str, dict[str, torch.Tensor]] = {}
-    while pending and time.monotonic() < end:
-        for reply in grid.pull_messages(list(pending)):
-            name = pending.pop(reply.metadata.reply_to_message_id)
-            if reply.has_error():
-                outcomes[name].state = str(reply.error.reason).strip().splitlines()[-1]
-                continue
-            if TASK in reply.content and reply.content.config_records[TASK][NEEDS_MASK]:
-                holders.discard(name)
-                send([name])
-                continue
-            state = read_answer(reply.content, outcomes[name], network, number)
-            if state is not None:
-                states[name] = state
-                holders.add(name)
-        time.sleep(POLL)
-    answered = [name for name in request["clients"] if name in states]
-    return [states[name] for name in answered], [outcomes[name].examples for name in answered], list(outcomes.values())
+def _online(session: Session) -> dict[str, int]:
+    """Clients by name; nodes of a simulation have no names, and any of them can be any client."""
+    clients = session.request["clients"]
+    if session.request["simulated"]:
+        return dict(zip(clients, sorted(session.grid.get_node_ids()), strict=False))
+    nodes = {node.name: node.node_id for node in session.grid.get_nodes() if node.status == "online"}
+    return {name: nodes[name] for name in clients if name in nodes}
 
 
-def _message(request: Mapping[str, Any], number: int, name: str, node: int, blob: bytes, seconds: float) -> Message:
-    """What a client gets; it dies with its round where nobody fetches it."""
-    kept = ("train", "epochs", "seed", "partition", "partition_options", "precision")
-    index = request["clients"].index(name)
-    task = {**{key: request[key] for key in kept}, "round": number, "index": index, "clients": len(request["clients"])}
-    content = RecordDict({ARRAYS: arrays(blob), TASK: ConfigRecord({"json": json.dumps(task)})})
-    return Message(content, dst_node_id=node, message_type=MessageType.TRAIN, ttl=max(seconds, 1.0))
+def _tell(store: RunStore, number: int, outcomes: Sequence[Outcome]) -> None:
+    """What is known at this moment, for who looks on."""
+    clients = [asdict(outcome) for outcome in outcomes]
+    store.write_result(LIVE, {"round": number, "updated": now(), "clients": clients})
 
 
-def read_answer(answer: RecordDict, outcome: Outcome, network: Sparse, number: int) -> dict[str, torch.Tensor] | None:
-    """A client's new state; None, and why in the outcome, where it is not one of this round and this network."""
-    try:
-        content = blob_of(answer)
-        outcome.bytes_up += len(content)
-        found = decode(content, known=network.mask)
-        metrics = answer.metric_records[METRICS]
-        outcome.examples, outcome.seconds = int(metrics["num-examples"]), float(metrics["seconds"])  # type: ignore[arg-type]
-        outcome.accuracy = float(metrics["accuracy"])  # type: ignore[arg-type]
-        outcome.state = _wrong(found, network, number, outcome.examples) or "ok"
-    except (FormatError, KeyError, ValueError, TypeError) as error:
-        outcome.state = f"unreadable answer: {error}"
-    return dict(found.state) if outcome.state == "ok" else None
-
-
-def _wrong(found: Sparse, network: Sparse, number: int, examples: int) -> str | None:
-    """Why an answer is not used."""
-    if found.facts.get("round") != number:
-        return f"an answer to round {found.facts.get('round')}"
-    if not same_shapes(found.state, network.state):
-        return "another network"
-    if not all_finite(found.state):
-        return "numbers that are not finite"
-    return None if examples > 0 else "no examples"
+def _path(folder: str | None) -> Path | None:
+    return Path(folder) if folder else None

@@ -200,27 +200,31 @@ def load_data(file: RecipeFile, places: Places) -> tuple[RecipeFile, Data]:
     dataset, reason = load_with_stand_in(section.name, section.offline, places)
     if reason is None:
         return file, Data(dataset)
-    # a stand-in is smaller: hold out at most a tenth of it
+    # a stand-in is smaller: hold out at most a tenth of it, and leave a federation's clients half of the rest
     validation = min(section.validation, len(dataset.train_labels) // 10)
-    recipe = file.recipe.with_data(dataset.name, validation)
+    half = (len(dataset.train_labels) - validation) // 2
+    examples = None if section.examples is None else min(section.examples, half)
+    recipe = file.recipe.with_data(dataset.name, validation, examples)
     return file.with_recipe(recipe), Data(dataset, section.name, reason)
+
+
+def _split(file: RecipeFile, data: Data) -> Splits:
+    """The recipe's split of its data; raises RecipeError where there are too few examples for it."""
+    section, available = file.recipe.data, len(data.dataset.train_labels)
+    if section.validation >= available:
+        message = f"only {available} training examples; {section.validation} is too many"
+        raise file.error([(("data", "validation"), message)])
+    if section.examples is not None and section.examples > available - section.validation:
+        message = f"only {available - section.validation} training examples beside validation"
+        raise file.error([(("data", "examples"), f"{message}; {section.examples} is too many")])
+    return split(data.dataset, section.validation, section.split_seed, section.examples)
 
 
 def make_plan(file: RecipeFile, data: Data) -> Plan:
     """Turn names into objects; raises RecipeError that lists everything that cannot be run."""
     check_recipe(file)
     recipe, train = file.recipe, file.recipe.train
-    available = len(data.dataset.train_labels)
-    if recipe.data.validation >= available:
-        raise file.error(
-            [
-                (
-                    ("data", "validation"),
-                    f"only {available} training examples; {recipe.data.validation} is too many",
-                )
-            ]
-        )
-    splits = split(data.dataset, recipe.data.validation, recipe.data.split_seed)
+    splits = _split(file, data)
     per_epoch = steps_per_epoch(len(splits.train), train.batch_size)
     problems = _check_times(recipe, per_epoch)
     if train.batch_size > len(splits.train):

@@ -10,17 +10,21 @@ from typing import Any
 from torch import nn
 
 from ticketlab import __version__
+from ticketlab.codec import decode
 from ticketlab.data.batches import Splits, split
 from ticketlab.data.files import Places
 from ticketlab.data.sources import load_dataset
 from ticketlab.errors import RunError
 from ticketlab.formats.format import Network
+from ticketlab.models.build import network_from
 from ticketlab.models.compact import layer_widths, own_memory_
 from ticketlab.pruning.masks import Mask, density
 from ticketlab.runs.network import read_network
 from ticketlab.runs.store import RunStore, find_run, list_runs
 from ticketlab.workflows.fuse import NETWORK, RESULT
 from ticketlab.workflows.source import from_run, load_network
+
+FEDERATED, FEDERATED_NETWORK = "federated.json", "federated.ticket"
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,9 @@ def newest(root: Path, name: str | None, level: int | None = None, replicate: in
 
 def _has_network(store: RunStore, level: int | None, replicate: int) -> bool:
     try:
-        if store.kind == "fuse":
-            return level is None and replicate == 1 and store.has_result(RESULT)
+        if store.kind in ("fuse", "federate"):
+            result = RESULT if store.kind == "fuse" else FEDERATED
+            return level is None and replicate == 1 and store.has_result(result)
         is_finished = store.kind == "prune" and store.read_manifest().get("state") == "finished"
         return is_finished and store.has_level(replicate, level or 0)
     except RunError:
@@ -73,11 +78,13 @@ def shipment(store: RunStore, places: Places, level: int | None = None, replicat
     """
     if store.kind == "prune":
         return _level(store, places, level, replicate)
-    if store.kind != "fuse":
-        raise RunError(f"{store.name} was made by ticketlab {store.kind}; name a run of prune or fuse")
+    if store.kind not in ("fuse", "federate"):
+        raise RunError(f"{store.name} was made by ticketlab {store.kind}; name a run of prune, fuse or federate")
     if level is not None or replicate != 1:
-        raise RunError(f"{store.name} is one fused network: leave --level and --replicate out")
-    return _fused(store, places)
+        raise RunError(f"{store.name} is one network: leave --level and --replicate out")
+    if not store.has_result(RESULT if store.kind == "fuse" else FEDERATED):
+        raise RunError(f"{store.name} is not finished; the same command goes on with it")
+    return _fused(store, places) if store.kind == "fuse" else _federated(store, places)
 
 
 def _level(store: RunStore, places: Places, level: int | None, replicate: int) -> Shipment:
@@ -92,17 +99,29 @@ def _level(store: RunStore, places: Places, level: int | None, replicate: int) -
 
 
 def _fused(store: RunStore, places: Places) -> Shipment:
-    if not store.has_result(RESULT):
-        raise RunError(f"{store.name} is not finished; the same command goes on with it")
     _, facts = read_network(store.path / NETWORK)
     model = load_network(store.path / NETWORK)  # and the plugins, one of which may bring the data
     if "validation" not in facts:
         raise RunError(f"{store.name}: was fused by an older ticketlab, which did not record its split; fuse it again")
+    accuracy = store.read_result(RESULT)["after"]["test_accuracy"]
+    return Shipment("fused", _network(store.name, model, {}, facts), _splits(facts, places), store, accuracy)
+
+
+def _federated(store: RunStore, places: Places) -> Shipment:
+    """The network of a federation's last round."""
+    found = decode(store.read_file(FEDERATED_NETWORK))
+    model = network_from(found.state, found.facts)
+    sparse = {} if density(found.mask) == 1 else found.mask
+    accuracy = store.read_result(FEDERATED)["rounds"][-1]["test_accuracy"]
+    network = _network(store.name, model, sparse, found.facts)
+    return Shipment("masked" if sparse else "dense", network, _splits(found.facts, places), store, accuracy)
+
+
+def _splits(facts: Mapping[str, Any], places: Places) -> Splits:
+    """The examples that a network was trained and is judged on."""
     dataset = load_dataset(facts["data"], places)
     dataset = replace(dataset, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
-    splits = split(dataset, facts["validation"], facts["split_seed"])
-    accuracy = store.read_result(RESULT)["after"]["test_accuracy"]
-    return Shipment("fused", _network(store.name, model, {}, facts), splits, store, accuracy)
+    return split(dataset, facts["validation"], facts["split_seed"], facts.get("examples"))
 
 
 def sources(given: Shipment, root: Path, places: Places) -> list[Shipment]:
@@ -113,7 +132,7 @@ def sources(given: Shipment, root: Path, places: Places) -> list[Shipment]:
     made_from = given.network.facts["source"]
     if "run" not in made_from or given.kind == "dense":
         return []
-    store = find_run(root, made_from["run"], "prune") if given.kind == "fused" else given.store
+    store = given.store if given.store.kind == "prune" else find_run(root, made_from["run"], "prune")
     levels = dict.fromkeys((0, made_from["level"])) if given.kind == "fused" else (0,)
     return [shipment(store, places, level, made_from["replicate"]) for level in levels]
 

@@ -56,6 +56,7 @@ class Source:
             "data": dataset.name,
             "validation": self.plan.recipe.data.validation,
             "split_seed": self.plan.recipe.data.split_seed,
+            "examples": self.plan.recipe.data.examples,
             "input_shape": list(dataset.input_shape),
             "classes": dataset.classes,
             "labels": list(dataset.labels),

@@ -1,0 +1,50 @@
+"""Examples of a client's own, in one file that never leaves its folder."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ticketlab.data.batches import Examples
+from ticketlab.errors import DataError
+
+FILE = "examples.npz"
+
+
+def own_examples(folder: Path, facts: Mapping[str, Any]) -> Examples | None:
+    """The examples in `folder/examples.npz`, arrays `images` and `labels`; None where there is no such file.
+
+    Images are (examples, channels, height, width) in the units of the data set that the network is for, labels are
+    (examples,) from 0. Raises DataError for arrays that do not fit the network; nothing is unpickled.
+
+    Args:
+        facts: Of the network: input_shape, classes, mean, std.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]).long()
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read ({error}); it holds two arrays, images and labels") from error
+    _check(path, images, labels, facts)
+    mean, std = (torch.tensor(facts[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    return Examples(images, labels, 1 / (255 * std), -mean / std)
+
+
+def _check(path: Path, images: Tensor, labels: Tensor, facts: Mapping[str, Any]) -> None:
+    wanted = tuple(facts["input_shape"])
+    if tuple(images.shape[1:]) != wanted or labels.dim() != 1 or len(labels) != len(images) or not len(labels):
+        raise DataError(
+            f"{path}: images are {tuple(images.shape)} and labels {tuple(labels.shape)}; the network wants images of "
+            f"{wanted} and one label for each"
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= facts["classes"]:
+        raise DataError(f"{path}: labels lie in {int(labels.min())}…{int(labels.max())}, not 0…{facts['classes'] - 1}")

@@ -1,0 +1,82 @@
+"""What a federated ticket must be compared with: the server's data alone, dense networks, fresh weights.
+
+The same rounds, clients, partition and seeds, trained in this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ticketlab.data.files import Places
+from ticketlab.errors import Interrupted
+from ticketlab.federate.direct import Direct
+from ticketlab.runs.store import RunStore
+from ticketlab.runs.tensorboard import FederationEvents
+from ticketlab.workflows.federate_client import train
+from ticketlab.workflows.federate_record import plain_bytes, ratios, read_rounds
+from ticketlab.workflows.federate_server import FAILURE, federate, round_name
+from ticketlab.workflows.federate_start import read_start
+from ticketlab.workflows.ship import Shipment, shipment
+from ticketlab.workflows.train_level import Notice
+
+RESULT = "control.json"
+
+ARMS: dict[str, tuple[bool, str]] = {
+    "dense": (True, "rewound"),
+    "dense, warm": (True, "trained"),
+    "fresh weights": (False, "reinit"),
+}
+"""Control → whether it is of level 0 instead of the ticket's level, and its weights at the start."""
+
+
+def controls_of(
+    store: RunStore,
+    given: Shipment,
+    request: Mapping[str, Any],
+    places: Places,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Notice | dict[str, Any]]:
+    """Each control's record, read where it is finished; nothing for a network that has no dense one behind it.
+
+    Raises Interrupted between rounds of different controls when asked to stop.
+    """
+    if given.kind not in ("masked", "dense"):
+        yield Notice(f"no controls: {given.network.name} has no dense network of its own sizes")
+        return
+    replicate = request["replicate"]
+    alone = shipment(given.store, places, 0, replicate)
+    for name, found in (("server data alone, dense", alone), ("server data alone, ticket", given)):
+        yield {"control": name, "test_accuracy": found.test_accuracy, "rounds": [], "ratio": None}
+    for name, (is_dense, start) in ARMS.items():
+        if should_stop():
+            raise Interrupted("stopped; the same command goes on with the controls")
+        part = store.part(f"controls/{name.replace(', ', '_').replace(' ', '_')}")
+        told = {**request, "start": start, "level": 0 if is_dense else request["level"], "work": "train"}
+        told |= {"simulated": True, "settings": _plain(request["settings"])}
+        if not part.has_result(round_name(request["settings"]["rounds"])):
+            yield Notice(f"control: {name}")
+            part.forget(FAILURE)
+            config = {"data": request["data"] or ""}
+            federate(Direct(len(request["clients"]), train, config), part, told)
+        yield _record(name, part, told, places)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a control: plain averages of all weights under one mask."""
+    of_rule: dict[str, Any] = {"rule": "fixed", "options": {}, "privacy": None, "aggregate": "mean", "start": None}
+    return {**settings, **of_rule}
+
+
+def _record(name: str, part: RunStore, told: Mapping[str, Any], places: Places) -> dict[str, Any]:
+    rounds = read_rounds(part, told["settings"]["rounds"])
+    with FederationEvents(part.path) as events:
+        for one in rounds:
+            events.round(one)
+    dense = len(plain_bytes(read_start(told, places).network.state))
+    return {
+        "control": name,
+        "test_accuracy": rounds[-1]["test_accuracy"],
+        "rounds": [one["test_accuracy"] for one in rounds],
+        "ratio": ratios(rounds, dense),
+    }

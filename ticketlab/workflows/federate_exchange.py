@@ -1,0 +1,205 @@
+"""One round's messages: orders out, answers in, each judged; who did not answer, and why."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from ticketlab.codec import Sparse, decode, encode, mask_digest
+from ticketlab.errors import FormatError
+from ticketlab.federate.messages import ARRAYS, EXTRA, METRICS, NEEDS_MASK, NETWORK, ORIGIN, TASK, blobs, blobs_of
+from ticketlab.federate.rules.rule import Answer, Order, Rule
+from ticketlab.models.compact import all_finite, same_shapes
+
+POLL = 0.25  # seconds between looks for answers
+GRACE = 5.0
+"""Seconds that a round waits on for clients that missed the round before, once all others have answered."""
+HEARTBEAT = 10.0
+"""Seconds after which who looks on is told again, though nothing is new."""
+FAR = 100.0
+"""Times the network's own norm; an update beyond that is a fault, not training."""
+
+
+@dataclass
+class Outcome:
+    """What became of one client in one round; bytes are of the messages' blobs."""
+
+    name: str
+    state: str = "offline"
+    """ok, timeout, offline, not drawn, or what went wrong."""
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds: float = 0.0
+    """Of the client's own work."""
+    examples: int = 0
+    accuracy: float | None = None
+    """Of the network that came, on the client's held-out examples."""
+    accuracy_after: float | None = None
+    """Of the client's own network after its training, on the same."""
+    loss: float | None = None
+    memory_mib: float | None = None
+    """Peak of the client's process."""
+
+
+@dataclass
+class Session:
+    """What lasts from round to round of one federation."""
+
+    grid: Grid
+    request: Mapping[str, Any]
+    tell: Callable[[Sequence[Outcome]], None]
+    """Called whenever something is known of a client."""
+    holders: dict[str, str] = field(default_factory=dict)
+    """Client → digest of the mask that it has."""
+    suspects: set[str] = field(default_factory=set)
+    """Clients that missed the last round."""
+    started: bool = False
+    """Whether a round has been finished here."""
+
+
+def exchange(
+    session: Session, rule: Rule, number: int, nodes: Mapping[str, int], names: Sequence[str]
+) -> tuple[list[Answer], list[Outcome]]:
+    """Give the named clients their orders and collect what comes in time and is sound, in the order of names.
+
+    Args:
+        nodes: Node of each client that is online.
+        names: All clients of the round.
+    """
+    outcomes = {name: Outcome(name, "waiting" if name in nodes else "offline") for name in names}
+    orders = {name: rule.order(number, name) for name in names if name in nodes}
+    answers: dict[str, Answer] = {}
+    end = time.monotonic() + session.request["round_timeout"]
+    pending = _send(session, number, orders, nodes, outcomes, end)
+    quiet_since = told = time.monotonic()
+    session.tell(list(outcomes.values()))
+    while pending and time.monotonic() < end:
+        again: list[str] = []
+        for reply in session.grid.pull_messages(list(pending)):
+            quiet_since = time.monotonic()
+            name = pending.pop(reply.metadata.reply_to_message_id)
+            if reply.has_error():
+                outcomes[name].state = str(reply.error.reason).strip().splitlines()[-1]
+            elif _needs_mask(reply.content):
+                session.holders.pop(name, None)
+                again.append(name)
+            else:
+                answer = read_answer(reply.content, outcomes[name], orders[name], rule, number)
+                if answer is not None:
+                    answers[name] = answer
+                    session.holders[name] = mask_digest(answer.network.mask)
+            session.tell(list(outcomes.values()))
+        pending |= _send(session, number, {name: orders[name] for name in again}, nodes, outcomes, end)
+        if time.monotonic() - told > HEARTBEAT:
+            told = time.monotonic()
+            session.tell(list(outcomes.values()))
+        only_suspects = set(pending.values()) <= session.suspects
+        if pending and only_suspects and answers and time.monotonic() - quiet_since > GRACE:
+            break
+        if pending:
+            time.sleep(POLL)
+    for name in pending.values():
+        outcomes[name].state = "timeout"
+    session.suspects = {name for name in names if outcomes[name].state != "ok"}
+    return [answers[name] for name in names if name in answers], list(outcomes.values())
+
+
+def _send(
+    session: Session,
+    number: int,
+    orders: Mapping[str, Order],
+    nodes: Mapping[str, int],
+    outcomes: Mapping[str, Outcome],
+    end: float,
+) -> dict[str, str]:
+    """Push orders; returns message → client. Networks that several clients get are packed once."""
+    packed: dict[tuple[int, bool], bytes] = {}
+    messages = []
+    for name, order in orders.items():
+        is_known = session.holders.get(name) == mask_digest(order.network.mask)
+        parts = {NETWORK: _packed(packed, order.network, session.request, is_known)}
+        if order.origin is not None and not is_known:
+            parts[ORIGIN] = _packed(packed, order.origin, session.request, False)
+        outcomes[name].bytes_down += sum(map(len, parts.values()))
+        task = _task(session.request, number, name, order.task)
+        content = RecordDict({ARRAYS: blobs(parts), TASK: ConfigRecord({"json": json.dumps(task)})})
+        seconds = max(end - time.monotonic(), 1.0)  # what nobody fetches dies with its round
+        messages.append(Message(content, dst_node_id=nodes[name], message_type=MessageType.TRAIN, ttl=seconds))
+    return dict(zip(session.grid.push_messages(messages), orders, strict=True)) if messages else {}
+
+
+def _packed(
+    packed: dict[tuple[int, bool], bytes], network: Sparse, request: Mapping[str, Any], is_known: bool
+) -> bytes:
+    key = (id(network), is_known)
+    if key not in packed:
+        packed[key] = encode(network, request["settings"]["precision"], is_known=is_known)
+    return packed[key]
+
+
+def _task(request: Mapping[str, Any], number: int, name: str, of_rule: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "settings": request["settings"],
+        "work": request["work"],
+        "rule": dict(of_rule),
+        "round": number,
+        "index": request["clients"].index(name),
+        "clients": len(request["clients"]),
+    }
+
+
+def _needs_mask(content: RecordDict) -> bool:
+    return TASK in content.config_records and bool(content.config_records[TASK].get(NEEDS_MASK, False))
+
+
+def read_answer(content: RecordDict, outcome: Outcome, order: Order, rule: Rule, number: int) -> Answer | None:
+    """A client's answer; None, and why in the outcome, where it is not one of this round, network and rule."""
+    try:
+        parts = blobs_of(content)
+        outcome.bytes_up += sum(map(len, parts.values()))
+        limit = 2 * sum(value.nbytes for value in order.network.state.values()) + (1 << 20)
+        found = decode(parts[NETWORK], limit, known=order.network.mask)
+        extra = decode(parts[EXTRA], limit) if EXTRA in parts else None
+        metrics: Mapping[str, Any] = content.metric_records[METRICS]
+        outcome.examples, outcome.seconds = int(metrics["num-examples"]), float(metrics["seconds"])
+        outcome.memory_mib = float(metrics["memory-mib"])
+        for key in ("accuracy", "accuracy_after", "loss"):
+            setattr(outcome, key, float(metrics[key]) if key in metrics else None)
+        wrong = _wrong(found, order.network, number, outcome.examples) or rule.accepts(outcome.name, found)
+        outcome.state = wrong or _wrong_extra(extra, order.network) or "ok"
+    except (FormatError, KeyError, ValueError, TypeError) as error:
+        outcome.state = f"unreadable answer: {error}"
+    return Answer(outcome.name, found, outcome.examples, extra) if outcome.state == "ok" else None
+
+
+def _wrong(found: Sparse, sent: Sparse, number: int, examples: int) -> str | None:
+    """Why an answer is not used, whatever the rule."""
+    if found.facts.get("round") != number:
+        return f"an answer to round {found.facts.get('round')}"
+    if not same_shapes(found.state, sent.state):
+        return "another network"
+    if not all_finite(found.state):
+        return "numbers that are not finite"
+    moved = norm(found.state[name].double() - value.double() for name, value in sent.state.items())
+    whole = norm(value.double() for value in sent.state.values())
+    if moved > FAR * (whole + 1):
+        return f"an update of {moved / (whole + 1):.0f} times the network's own size"
+    return None if examples > 0 else "no examples"
+
+
+def _wrong_extra(extra: Sparse | None, sent: Sparse) -> str | None:
+    if extra is None:
+        return None
+    fits = all(name in sent.state and value.shape == sent.state[name].shape for name, value in extra.state.items())
+    return None if fits and all_finite(extra.state) else "an addition that does not fit"
+
+
+def norm(tensors: Iterable[Any]) -> float:
+    """L2 norm of tensors together."""
+    return float(sum(float(value.square().sum()) for value in tensors)) ** 0.5

@@ -1,0 +1,121 @@
+"""Which network a federation trains: of a run, the newest ticket, or one that is found first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ticketlab.errors import RunError, TicketlabError
+from ticketlab.recipe import FederateSection, Recipe
+from ticketlab.recipe_file import RecipeFile, parse_recipe, read_recipe
+from ticketlab.runs.store import Level, RunStore
+from ticketlab.workflows.federate import Event, federate_ticket
+from ticketlab.workflows.federate_request import Asked
+from ticketlab.workflows.run import Machine, Started, prune_run
+from ticketlab.workflows.ship import newest, shipment
+from ticketlab.workflows.train_level import Notice
+
+DEFAULT = Path("recipes/federate_lenet_mnist.yaml")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user said."""
+
+    run: str | None = None
+    """Run or recipe."""
+    level: int | None = None
+    clients: tuple[str, ...] = ("pi1", "pi2")
+    simulate: int | None = None
+    settings: Mapping[str, Any] | None = None
+    """Fields of `federate:` that have options of their own; None is not said."""
+    overrides: tuple[str, ...] = ()
+    min_clients: int = 1
+    round_timeout: float = 600.0
+    join_timeout: float = 120.0
+    controls: bool = False
+
+
+def federate_run(wanted: Wanted, machine: Machine, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+    """Find the network, pruning first where there is none, and train it across clients."""
+    said = [f"federate.{name}={value}" for name, value in (wanted.settings or {}).items() if value is not None]
+    overrides = [*said, *wanted.overrides]
+    if wanted.run is not None and Path(wanted.run).suffix in (".yaml", ".yml"):
+        file = read_recipe(Path(wanted.run), overrides)
+        store = yield from _found_first(file, machine, should_stop)
+        settings = file.recipe.federate
+    else:
+        found = yield from _store(wanted, machine, overrides, should_stop)
+        store, settings = found, _settings(found, overrides)
+    asked = _asked(wanted, settings)
+    asked.check()
+    level = 0 if asked.starts_dense and wanted.level is None and store.kind == "prune" else wanted.level
+    given = shipment(store, machine.places, level if store.kind == "prune" else None)
+    own_file = given.network.facts["model"]["file"]
+    if own_file:
+        raise TicketlabError(
+            f"{given.network.name}: its model stands in {own_file}, which clients do not have; they run what is "
+            "installed on them and nothing else"
+        )
+    yield Notice(f"{given.network.name}: density {100 * given.network.facts['density']:.2f} %, {asked.start} weights")
+    yield from federate_ticket(given, asked, machine, should_stop, wanted.controls)
+
+
+def _store(
+    wanted: Wanted, machine: Machine, overrides: list[str], should_stop: Callable[[], bool]
+) -> Generator[Event, None, RunStore]:
+    """The run of that name or the newest ticket; where there is none, one is found with the default recipe."""
+    try:
+        if wanted.run is not None:
+            return newest(machine.runs, wanted.run, wanted.level)
+        store = newest(machine.runs, None, wanted.level or 0)
+    except RunError:
+        if wanted.run is not None or wanted.level is not None or not DEFAULT.is_file():
+            raise
+        yield Notice(f"no ticket in {machine.runs} yet: one is found first with {DEFAULT}")
+        return (yield from _found_first(read_recipe(DEFAULT, overrides), machine, should_stop))
+    return store
+
+
+def _found_first(
+    file: RecipeFile, machine: Machine, should_stop: Callable[[], bool]
+) -> Generator[Event, None, RunStore]:
+    """Prune as the recipe says, telling each level; returns the run."""
+    store: RunStore | None = None
+    for event in prune_run(file, machine, should_stop):
+        if isinstance(event, Started):
+            store = event.store
+        elif isinstance(event, Level):
+            told = f"density {100 * event.density:.2f} %, test {100 * event.test_accuracy:.2f} %"
+            yield Notice(f"replicate {event.replicate} level {event.level}: {told}")
+        elif isinstance(event, Notice):
+            yield event
+    assert store is not None
+    return store
+
+
+def _settings(store: RunStore, overrides: list[str]) -> FederateSection:
+    """What the run's recipe says about federations, changed by the overrides."""
+    foreign = [one for one in overrides if not one.startswith("federate.")]
+    if foreign:
+        raise TicketlabError(f"--set {foreign[0]}: the run is trained already; of a run only federate.… can be set")
+    path = store.path / "recipe.yaml"
+    recipe = read_recipe(path).recipe if path.is_file() else None
+    return parse_recipe(path, _tree(recipe), overrides, "--set").recipe.federate
+
+
+def _tree(recipe: Recipe | None) -> dict[str, Any]:
+    """The least that makes a recipe, with what is said about federations."""
+    named: dict[str, Any] = {"model": {"name": "-"}, "data": {"name": "-"}, "train": {"steps": "1ep"}}
+    section = recipe.federate.model_dump(mode="json", exclude_defaults=True) if recipe else {}
+    return {**named, "federate": section}
+
+
+def _asked(wanted: Wanted, settings: FederateSection) -> Asked:
+    clients = wanted.clients
+    if wanted.simulate:
+        clients = tuple(f"client_{number:04d}" for number in range(1, wanted.simulate + 1))
+    patience = (wanted.min_clients, wanted.round_timeout, wanted.join_timeout)
+    return Asked(clients, settings, *patience, simulated=wanted.simulate is not None)
