@@ -67,7 +67,7 @@ def federate_ticket(
                 if isinstance(record, dict) and "round" in record:
                     events.round(record)
                 yield record
-            write_network(store, settings.rounds, begin.facts)
+            write_network(store, settings.rounds, begin)
             controls: list[dict[str, Any]] = []
             for event in controls_of(store, given, request, machine.places, should_stop) if with_controls else ():
                 if isinstance(event, Notice):

@@ -56,7 +56,7 @@ def ratios(rounds: Sequence[Mapping[str, Any]], dense: int) -> dict[str, float |
     return {way: round(dense * len(answered) / total, 2) if total else None for way, total in totals.items()}
 
 
-def write_network(store: RunStore, number: int, facts: dict[str, Any]) -> None:
+def write_network(store: RunStore, number: int, like: Sparse) -> None:
     """Keep the network of the last round as a ticket."""
-    network, _ = read_round(store, number, facts)
+    network, _ = read_round(store, number, like)
     store.write_file(FEDERATED_NETWORK, encode(network))

@@ -59,7 +59,7 @@ def federate(grid: Grid, store: RunStore, request: Mapping[str, Any]) -> None:
         if store.has_result(round_name(number)):
             continue
         if number > 1 and not session.started:
-            rule.recall_(*read_round(store, number - 1, start.network.facts))
+            rule.recall_(*read_round(store, number - 1, start.network))
         _tell(store, number, [])
         began = time.perf_counter()
         nodes = _wait(session, number)
@@ -129,14 +129,15 @@ def write_round(store: RunStore, number: int, rule: Rule) -> None:
     store.write_state(number, whole, memory.facts)
 
 
-def read_round(store: RunStore, number: int, facts: dict[str, Any]) -> tuple[Sparse, Memory]:
-    """What `write_round` kept."""
+def read_round(store: RunStore, number: int, like: Sparse) -> tuple[Sparse, Memory]:
+    """What `write_round` kept, its tensors in the order of `like`, on which vectors of their values depend."""
     tensors, told = store.read_state(number)
     parts: dict[str, dict[str, Any]] = {"mask": {}, "memory": {}, "": {}}
     for name, value in tensors.items():
         kind, _, rest = name.partition(":") if name.startswith(("mask:", "memory:")) else ("", "", name)
         parts[kind][rest] = value
-    return Sparse(parts["mask"], parts[""], facts), Memory(parts["memory"], told)
+    mask = {name: parts["mask"][name] for name in like.mask if name in parts["mask"]}
+    return Sparse(mask, {name: parts[""][name] for name in like.state}, like.facts), Memory(parts["memory"], told)
 
 
 # --- clients

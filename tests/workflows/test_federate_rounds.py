@@ -1,0 +1,309 @@
+"""Rounds with real messages and real training in one process: every rule, going on, and answers that are faulty."""
+
+import json
+import time
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from ticketlab.codec import Sparse, decode, encode
+from ticketlab.errors import FailedRun
+from ticketlab.federate.direct import Direct
+from ticketlab.federate.messages import ARRAYS, EXTRA, METRICS, NETWORK, TASK, blobs, blobs_of
+from ticketlab.recipe import FederateSection
+from ticketlab.runs.store import RunStore
+from ticketlab.workflows.federate_client import train
+from ticketlab.workflows.federate_request import Asked, request_of
+from ticketlab.workflows.federate_server import federate, read_round, round_name
+from ticketlab.workflows.run import Machine, Started, prune_run
+from ticketlab.workflows.ship import shipment
+
+RULES = {
+    "fixed": {},
+    "early_bird": {"options": {"density": 0.3, "epsilon": 5.0, "window": 2}},
+    "personal": {"options": {"accuracy": 0.0, "target": 0.4}, "holdout": 0.2},
+    "feddst": {"options": {"alpha": 0.3, "every": 2}},
+    "prunefl": {"options": {"overhead": 20000.0, "every": 2}},
+    "sign_flip": {"options": {"vote": 0.0, "until": 0.3}},
+    "submodels": {"options": {"weak": "c1", "share": 0.5}},
+}
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory):
+    from support import TINY
+
+    from ticketlab.data.files import Places
+    from ticketlab.recipe_file import read_recipe
+
+    folder = tmp_path_factory.mktemp("federation")
+    (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    found = Machine(folder / "runs", Places(None, folder / "cache", may_download=False), "cpu")
+    list(prune_run(read_recipe(folder / "tiny.yaml", ["train.steps=60it"]), found))
+    return found
+
+
+def given_of(machine, level):
+    (store,) = [RunStore(path) for path in machine.runs.glob("tiny-??????")]
+    return shipment(store, machine.places, level)
+
+
+def asked_of(machine, clients=3, patience=60.0, least=1, **section):
+    level = 0 if section.get("rule") in ("early_bird", "personal") else 2
+    given = given_of(machine, level)
+    names = tuple(f"c{index}" for index in range(clients))
+    settings = FederateSection(**{"rounds": 2, **section})
+    asked = Asked(names, settings, min_clients=least, round_timeout=patience, join_timeout=2, simulated=True)
+    asked.check()
+    return request_of(given, asked, machine)
+
+
+def ran(store, request, answer=train, rounds=None):
+    if rounds:
+        request = {**request, "settings": {**request["settings"], "rounds": rounds}}
+    store.path.mkdir(parents=True, exist_ok=True)
+    federate(Direct(len(request["clients"]), answer, {}), store, request)
+    return [store.read_result(round_name(number)) for number in range(1, request["settings"]["rounds"] + 1)]
+
+
+def network_after(store, number):
+    tensors, _ = store.read_state(number)
+    names = {name for name in tensors if not name.startswith("memory:")}
+    mask = {name.removeprefix("mask:"): tensors[name] for name in names if name.startswith("mask:")}
+    return read_round(
+        store, number, Sparse(mask, {name: tensors[name] for name in sorted(names - {f"mask:{n}" for n in mask})}, {})
+    )
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_going_on_equals_a_federation_that_was_never_interrupted(machine, tmp_path, rule, monkeypatch):
+    monkeypatch.delenv("TICKETLAB_DATA", raising=False)
+    request = asked_of(machine, rule=rule, rounds=4, **RULES[rule])
+    whole, parts = RunStore(tmp_path / "whole"), RunStore(tmp_path / "parts")
+    records = ran(whole, request)
+    if rule not in ("feddst",):  # whose share of weights that move depends on the number of rounds
+        ran(parts, request, rounds=2)
+    else:
+        for number in (1, 2):
+            for ending in ("json", "safetensors"):
+                name = f"round_{number}.{ending}"
+                parts.write_file(name, whole.read_file(name))
+    ran(parts, request)
+    for number in range(1, 5):
+        (one, memory), (other, recalled) = (network_after(store, number) for store in (whole, parts))
+        for first, second in ((one.state, other.state), (one.mask, other.mask), (memory.tensors, recalled.tensors)):
+            assert set(first) == set(second)
+            assert all(torch.equal(first[name], second[name]) for name in first)
+        assert memory.facts == recalled.facts
+        for name, kept in one.mask.items():
+            assert bool((one.state[name][~kept] == 0).all())
+    assert records[-1]["test_accuracy"] > 0.5
+    assert all(client["state"] == "ok" for record in records for client in record["clients"])
+
+
+def test_momentum_of_the_server_goes_on_too(machine, tmp_path):
+    request = asked_of(machine, server_momentum=0.5, server_lr=0.7, rounds=3)
+    whole, parts = RunStore(tmp_path / "whole"), RunStore(tmp_path / "parts")
+    ran(whole, request)
+    ran(parts, request, rounds=1)
+    ran(parts, request)
+    one, other = (network_after(store, 3)[0].state for store in (whole, parts))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    plain = RunStore(tmp_path / "plain")
+    ran(plain, asked_of(machine, rounds=3))
+    assert not torch.equal(network_after(plain, 3)[0].state["fc1.weight"], one["fc1.weight"])
+
+
+def test_the_mask_travels_once_and_again_to_a_client_that_lost_it(machine, tmp_path):
+    forgetful = {}
+
+    def loses_memory(message, context):
+        number = json.loads(str(message.content[TASK]["json"]))["round"]
+        if context.node_id == 2 and number == 3 and not forgetful:
+            forgetful["once"] = True
+            context.state.clear()
+        return train(message, context)
+
+    records = ran(RunStore(tmp_path / "r"), asked_of(machine, rounds=3), loses_memory)
+    first, second, third = ([client["bytes_down"] for client in one["clients"]] for one in records)
+    assert all(after < before for before, after in zip(first, second, strict=True))
+    assert third[0] < 1.01 * second[0]
+    assert third[1] > second[1] + 0.9 * first[1]  # values alone, then all of it
+    assert all(client["state"] == "ok" for one in records for client in one["clients"])
+
+
+def changed(part, **metrics):
+    """A client's answer with another blob or other numbers."""
+
+    def answer(message, context):
+        if context.node_id != 2:
+            return train(message, context)
+        reply = train(message, context)
+        content = blobs_of(reply.content)
+        parts = part(content[NETWORK], message)
+        told = reply.content.metric_records[METRICS]
+        for key, value in metrics.items():
+            told[key] = value
+        record = RecordDict({ARRAYS: blobs(parts if isinstance(parts, dict) else {NETWORK: parts}), METRICS: told})
+        return Message(record, reply_to=reply_to(reply, message))
+
+    return answer
+
+
+def reply_to(_, message):
+    return message
+
+
+def edited(edit):
+    """A blob whose network was changed after training."""
+
+    def part(content, message):
+        mask = decode(blobs_of(message.content)[NETWORK]).mask  # the first round brings it
+        found = decode(content, known=mask)
+        return encode(edit(found), is_known=True)
+
+    return part
+
+
+def with_state(found, value):
+    return Sparse(found.mask, {**found.state, "fc1.bias": value(found.state["fc1.bias"])}, found.facts)
+
+
+def dies(message, context):
+    if context.node_id == 2:
+        raise RuntimeError("killed")
+    return train(message, context)
+
+
+FAULTS = {
+    "an exception": (dies, "RuntimeError: killed"),
+    "garbage": (changed(lambda *_: b"garbage"), "unreadable answer: not a ticket file"),
+    "nothing": (changed(lambda *_: {}), "unreadable answer"),
+    "a cut blob": (changed(lambda content, _: content[:-7]), "unreadable answer: damaged"),
+    "a flipped bit": (
+        changed(lambda content, _: content[:40] + bytes([content[40] ^ 1]) + content[41:]),
+        "unreadable answer: damaged",
+    ),
+    "NaN": (changed(edited(lambda f: with_state(f, lambda b: b * torch.nan))), "numbers that are not finite"),
+    "infinity": (changed(edited(lambda f: with_state(f, lambda b: b + torch.inf))), "numbers that are not finite"),
+    "a stale round": (
+        changed(edited(lambda f: Sparse(f.mask, f.state, {"round": 0}))), "an answer to round 0",
+    ),
+    "another network": (
+        changed(edited(lambda f: with_state(f, lambda b: b[:5]))), "another network",
+    ),
+    "an update far too large": (
+        changed(edited(lambda f: with_state(f, lambda b: b + 1e9))), "times the network's own size",
+    ),
+    "a wrong mask": (
+        changed(lambda content, message: _other_mask(content, message)), "another mask",
+    ),
+    "an unknown mask": (
+        changed(lambda content, message: _other_mask(content, message, is_known=True)), "counts on a mask",
+    ),
+    "a blob that unpacks to far too much": (
+        changed(lambda *_: encode(Sparse({}, {"w": torch.zeros(4_000_000)}, {"round": 1}))), "not read",
+    ),
+    "no examples": (changed(lambda content, _: content, **{"num-examples": 0}), "no examples"),
+    "numbers of another kind": (changed(lambda content, _: content, **{"seconds": [1.0]}), "unreadable answer"),
+    "an addition that does not fit": (
+        changed(lambda content, _: {NETWORK: content, EXTRA: encode(Sparse({}, {"x": torch.ones(1)}, {}))}),
+        "an addition that does not fit",
+    ),
+}  # fmt: skip
+
+
+def _other_mask(content, message, is_known=False):
+    mask = decode(blobs_of(message.content)[NETWORK]).mask
+    found = decode(content, known=mask)
+    other = {name: kept.roll(1) for name, kept in mask.items()}
+    return encode(Sparse(other, found.state, found.facts), is_known=is_known)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_shown_and_the_round_goes_on_without_it(machine, tmp_path, fault):
+    answer, said = FAULTS[fault]
+    store, good = RunStore(tmp_path / "r"), RunStore(tmp_path / "good")
+    (record,) = ran(store, asked_of(machine), answer, rounds=1)
+    states = [client["state"] for client in record["clients"]]
+    assert states[0] == states[2] == "ok"
+    assert said in states[1]
+
+    def without(message, context):
+        return dies(message, context)
+
+    ran(good, asked_of(machine), without, rounds=1)
+    one, other = (network_after(each, 1)[0].state for each in (store, good))
+    assert all(torch.equal(one[name], other[name]) for name in one)  # nothing of it is in the mean
+
+
+def test_fewer_answers_than_needed_are_a_failure_and_nothing_is_half_done(machine, tmp_path):
+    store = RunStore(tmp_path / "r")
+    with pytest.raises(FailedRun, match=r"round 1: 2 of 3 needed clients answered \(.*c1: RuntimeError: killed"):
+        ran(store, asked_of(machine, least=3), dies)
+    assert not store.has_result(round_name(1))
+    records = ran(store, asked_of(machine, least=3))
+    assert len(records) == 2
+
+
+def test_a_slow_client_is_not_waited_for_and_comes_back(machine, tmp_path):
+    class Slow(Direct):
+        """Keeps the second client's answer of round 1 to itself."""
+
+        def pull_messages(self, message_ids):
+            wanted = list(message_ids)
+            held = [each for each in wanted if self._count <= 3 and each == "2"]
+            return super().pull_messages([each for each in wanted if each not in held])
+
+    store = RunStore(tmp_path / "r")
+    store.path.mkdir()
+    request = asked_of(machine, patience=4.0)
+    began = time.monotonic()
+    federate(Slow(3, train, {}), store, request)
+    assert time.monotonic() - began < 30
+    first, second = (store.read_result(round_name(number)) for number in (1, 2))
+    assert [client["state"] for client in first["clients"]] == ["ok", "timeout", "ok"]
+    assert [client["state"] for client in second["clients"]] == ["ok", "ok", "ok"]
+
+
+def test_clients_drawn_for_a_round_are_other_ones_in_the_next_and_the_same_again(machine, tmp_path):
+    request = asked_of(machine, clients=5, clients_per_round=2, rounds=4)
+    drawn = [[client["name"] for client in one["clients"]] for one in ran(RunStore(tmp_path / "a"), request)]
+    assert all(len(names) == 2 for names in drawn)
+    assert len({tuple(names) for names in drawn}) > 1
+    again = [[client["name"] for client in one["clients"]] for one in ran(RunStore(tmp_path / "b"), request)]
+    assert again == drawn
+
+
+def test_float16_with_error_feedback_sends_half_and_stays_close(machine, tmp_path):
+    plain = RunStore(tmp_path / "plain")
+    exact = ran(plain, asked_of(machine, rounds=3))
+    sizes, states = {}, {}
+    for feedback in (False, True):
+        store = RunStore(tmp_path / str(feedback))
+        records = ran(store, asked_of(machine, rounds=3, precision="float16", error_feedback=feedback))
+        sizes[feedback] = records[-1]["clients"][0]["bytes_up"]
+        states[feedback] = network_after(store, 3)[0].state
+    assert sizes[True] < 0.62 * exact[-1]["clients"][0]["bytes_up"]
+    here = network_after(plain, 3)[0].state
+    for state in states.values():
+        assert max(float((state[name] - here[name]).abs().max()) for name in state) < 0.05
+    assert not torch.equal(states[True]["fc1.weight"], states[False]["fc1.weight"])
+
+
+def test_a_client_that_is_asked_for_the_mask_it_lacks_says_so(machine):
+    given = given_of(machine, 2)
+    content = encode(Sparse(given.network.mask, dict(given.network.model.state_dict()), {}), is_known=True)
+    seen = []
+
+    def look(message, context):
+        seen.append(train(message, context))
+        return seen[-1]
+
+    grid = Direct(1, look, {})
+    task = {"settings": FederateSection().model_dump(mode="json"), "round": 1, "index": 0, "clients": 1}
+    record = RecordDict({ARRAYS: blobs({NETWORK: content}), TASK: ConfigRecord({"json": json.dumps(task)})})
+    message = Message(record, dst_node_id=1, message_type="train")
+    list(grid.pull_messages(grid.push_messages([message])))
+    assert seen[0].content[TASK]["needs-mask"]
