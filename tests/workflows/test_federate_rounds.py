@@ -16,13 +16,13 @@ from ticketlab.runs.store import RunStore
 from ticketlab.workflows.federate_client import train
 from ticketlab.workflows.federate_request import Asked, request_of
 from ticketlab.workflows.federate_server import federate, read_round, round_name
-from ticketlab.workflows.run import Machine, Started, prune_run
+from ticketlab.workflows.run import Machine, prune_run
 from ticketlab.workflows.ship import shipment
 
 RULES = {
     "fixed": {},
     "early_bird": {"options": {"density": 0.3, "epsilon": 5.0, "window": 2}},
-    "personal": {"options": {"accuracy": 0.0, "target": 0.4}, "holdout": 0.2},
+    "personal": {"forgets": True, "options": {"accuracy": 0.0, "target": 0.4}, "holdout": 0.2},
     "feddst": {"options": {"alpha": 0.3, "every": 2}},
     "prunefl": {"options": {"overhead": 20000.0, "every": 2}},
     "sign_flip": {"options": {"vote": 0.0, "until": 0.3}},

@@ -31,8 +31,10 @@ from ticketlab.pruning.masks import masked
 from ticketlab.recipe import FederateSection
 from ticketlab.seeds import derive_seed
 
-MEMORY, RESIDUAL = "ticket", "residual"
+MEMORY, RESIDUAL, LAST = "ticket", "residual", "last"
 """What a client remembers from message to message, until its SuperNode is started anew."""
+
+Task = dict[str, Any]
 
 app = ClientApp()
 
@@ -56,7 +58,7 @@ def train(message: Message, context: Context) -> Message:
     task = json.loads(str(message.content[TASK]["json"]))
     settings = FederateSection.model_validate_json(json.dumps(task["settings"]))
     try:
-        received, origin = _receive(blobs_of(message.content), context)
+        received, origin, last = _receive(blobs_of(message.content), context)
     except UnknownMask:
         return Message(RecordDict({TASK: ConfigRecord({NEEDS_MASK: True})}), reply_to=message)
     model = network_from(received.state, received.facts)
@@ -64,10 +66,10 @@ def train(message: Message, context: Context) -> Message:
     own = examples_of(received.facts, settings, task, str(context.node_config.get("data", "")))
     before = judge(model, received.state, own.test)
     seed = derive_seed(settings.seed, "client", task["index"], task["round"])
-    work = Work(model, received, origin, own.train, own.validation, settings, task["rule"], seed)
+    work = Work(model, received, origin, last, own.train, own.validation, settings, task["rule"], seed)
     reply = works.find(task["work"])(work)
     network = protect(reply.network, received, settings.privacy) if settings.privacy else reply.network
-    parts = _answer(network, reply, received, settings, task["round"], context)
+    parts = _answer(network, reply, received, settings, task, context)
     metrics: dict[str, Any] = {"num-examples": len(own.train)}
     if settings.privacy is None or settings.privacy.kind != "local":
         after = judge(model, reply.network.state, own.test)
@@ -77,8 +79,8 @@ def train(message: Message, context: Context) -> Message:
     return Message(RecordDict({ARRAYS: blobs(parts), METRICS: MetricRecord(metrics)}), reply_to=message)
 
 
-def _receive(parts: dict[str, bytes], context: Context) -> tuple[Sparse, Sparse | None]:
-    """The network and the origin, from the message or from memory; remembers both.
+def _receive(parts: dict[str, bytes], context: Context) -> tuple[Sparse, Sparse | None, Sparse | None]:
+    """The network and the origin, from the message or from memory, and the client's own last one; remembers them.
 
     Raises UnknownMask where the message counts on what is not remembered.
     """
@@ -88,9 +90,10 @@ def _receive(parts: dict[str, bytes], context: Context) -> tuple[Sparse, Sparse 
     if known is None or mask_digest(known) != mask_digest(received.mask):
         kept[NETWORK] = encode(received)
     if ORIGIN in parts:
-        kept[ORIGIN] = parts[ORIGIN]
+        kept[ORIGIN] = parts[ORIGIN] or parts[NETWORK]
     context.state[MEMORY] = ConfigRecord(kept)
-    return received, decode(bytes(kept[ORIGIN])) if ORIGIN in kept else None
+    origin, last = (decode(bytes(kept[name])) if name in kept else None for name in (ORIGIN, LAST))
+    return received, origin, last
 
 
 def _check(received: Sparse, wanted: dict[str, torch.Tensor]) -> None:
@@ -102,7 +105,7 @@ def _check(received: Sparse, wanted: dict[str, torch.Tensor]) -> None:
 
 
 def _answer(
-    network: Sparse, reply: Reply, received: Sparse, settings: FederateSection, number: int, context: Context
+    network: Sparse, reply: Reply, received: Sparse, settings: FederateSection, task: Task, context: Context
 ) -> dict[str, bytes]:
     """The blobs of an answer; remembers a new mask, and what float16 cuts off where that is to be made good."""
     is_known = mask_digest(network.mask) == mask_digest(received.mask)
@@ -110,21 +113,26 @@ def _answer(
         left = decode(bytes(context.state.config_records[RESIDUAL][NETWORK])).state  # type: ignore[arg-type]
         state = {name: value + left[name] if name in left else value for name, value in network.state.items()}
         network = Sparse(network.mask, masked(state, network.mask), network.facts)
-    content = encode(Sparse(network.mask, network.state, {"round": number}), settings.precision, is_known=is_known)
+    content = encode(
+        Sparse(network.mask, network.state, {"round": task["round"]}), settings.precision, is_known=is_known
+    )
     if settings.error_feedback:
         sent = decode(content, known=network.mask).state
         cut = {n: value - sent[n] for n, value in network.state.items() if value.is_floating_point()}
         context.state[RESIDUAL] = ConfigRecord({NETWORK: encode(Sparse({}, cut, {}))})
+    kept: dict[str, Any] = dict(context.state.config_records[MEMORY])
     if not is_known:
-        kept: dict[str, Any] = dict(context.state.config_records[MEMORY])
-        context.state[MEMORY] = ConfigRecord({**kept, NETWORK: encode(network)})
+        kept[NETWORK] = encode(network)
+    if "last" in works.needs(task["work"]):
+        kept[LAST] = encode(reply.network)
+    context.state[MEMORY] = ConfigRecord(kept)
     parts = {NETWORK: content}
     if reply.extra is not None:
         parts[EXTRA] = encode(reply.extra, settings.precision)
     return parts
 
 
-def examples_of(facts: dict[str, Any], settings: FederateSection, task: dict[str, Any], folder: str) -> Own:
+def examples_of(facts: dict[str, Any], settings: FederateSection, task: Task, folder: str) -> Own:
     """This client's own examples: of its own folder, or its part of a data set that all know."""
     places = Places.default(Path(folder) if folder else None)
     found = own_examples(places.root, facts) if places.root else None

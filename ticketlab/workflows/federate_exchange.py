@@ -125,7 +125,9 @@ def _send(
         is_known = session.holders.get(name) == mask_digest(order.network.mask)
         parts = {NETWORK: _packed(packed, order.network, session.request, is_known)}
         if order.origin is not None and not is_known:
-            parts[ORIGIN] = _packed(packed, order.origin, session.request, False)
+            # empty: it is the network itself
+            is_same = order.origin is order.network
+            parts[ORIGIN] = b"" if is_same else _packed(packed, order.origin, session.request, False)
         outcomes[name].bytes_down += sum(map(len, parts.values()))
         task = _task(session.request, number, name, order.task)
         content = RecordDict({ARRAYS: blobs(parts), TASK: ConfigRecord({"json": json.dumps(task)})})

@@ -1,7 +1,8 @@
 """Personal tickets: each client prunes its own network, and the server averages where they overlap.
 
 Source: LotteryFL (Li et al. 2020, algorithm 1). Differs from it: accuracy that decides about pruning is read on the
-client's own held-out examples, never on test data; means are weighted by examples unless `uniform`.
+client's own held-out examples, never on test data; the weights that go are the smallest of its own training, not of
+the average, which would give all clients one mask; means are weighted by examples unless `uniform`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Personal:
     def order(self, number: int, name: str) -> Order:
         """The global network under the client's own mask."""
         mask = self.masks[name]
+        if self.network is self.origin:
+            return Order(self.origin, self.gate, origin=self.origin)
         own = Sparse(mask, masked(self.network.state, mask), self.network.facts)
         return Order(own, self.gate, origin=self.origin)
 
@@ -95,17 +98,20 @@ def _shared(one: Mask, other: Mask) -> float:
     return both / sum(int((kept | other[name]).sum()) for name, kept in one.items())
 
 
-@works.register("personal")
+@works.register("personal", needs={"last"})
 def personal(work: Work) -> Reply:
-    """Prune a fifth more and restart, where the network that came is good enough here; then train."""
+    """Where the network that came is good enough here, prune a fifth more and restart; then train.
+
+    The smallest of the weights that were trained here last go; a client that remembers none goes by those that came.
+    """
     mask: Mask = work.received.mask
     state: dict[str, Tensor] = work.received.state
     task = work.task
     if len(work.validation) == 0:
-        raise TicketlabError("rule personal needs examples to judge by: set partition_options or federate.holdout")
+        raise TicketlabError("rule personal needs examples to judge by: raise federate.holdout")
     if density(mask) > task["target"] and judge(work.model, state, work.validation) > task["accuracy"]:
         assert work.origin is not None, "an origin travels with the mask"
-        mask = pruned(state, mask, task["rate"], task["target"])
+        mask = pruned(state if work.last is None else work.last.state, mask, task["rate"], task["target"])
         state = masked(work.origin.state, mask)
     done = fit(work, mask, state)
     return Reply(Sparse(mask, done.state, {}), done.loss)

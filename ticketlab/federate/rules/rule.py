@@ -95,6 +95,8 @@ class Work:
     """Built for the network that came."""
     received: Sparse
     origin: Sparse | None
+    last: Sparse | None
+    """The client's own network after the last round it trained in, where the rule needs it and it is remembered."""
     train: Examples
     validation: Examples
     """The client's own examples held out to judge by; may be empty."""
@@ -115,4 +117,4 @@ class Reply:
 
 
 works: Registry[Callable[[Work], Reply]] = Registry("client's side of a rule")
-"""Name → what a client does."""
+"""Name → what a client does; needs `last` where it looks at its own network of the round before."""
