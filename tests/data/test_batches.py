@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ticketlab.data.batches import crop_and_flip, normalise, permutation, shuffled_batches, split, steps_per_epoch
-from ticketlab.data.sources import Dataset
+from ticketlab.data.dataset import Dataset
 
 
 def toy(count=23, channels=2, size=6):

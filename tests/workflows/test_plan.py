@@ -2,7 +2,8 @@ import pytest
 import torch
 from support import RECIPES
 
-from ticketlab.data.sources import FILE_SETS, Dataset
+from ticketlab.data.dataset import Dataset
+from ticketlab.data.sources import FILE_SETS
 from ticketlab.errors import RecipeError
 from ticketlab.recipe_file import read_recipe
 from ticketlab.workflows.estimate import forecast

@@ -260,7 +260,7 @@ def federate(
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each client in a round.")] = 1,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of the clients' SGD.")] = 0.1,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a client's step.")] = 32,
-    partition: Annotated[str, typer.Option(help="How examples are split: iid, dirichlet or shards.")] = "iid",
+    partition: Annotated[str, typer.Option(help="How examples are split: iid, dirichlet, shards or group.")] = "iid",
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help="Option of --partition.")] = None,
     float16: Annotated[bool, typer.Option("--float16", help="Send values as float16.")] = False,
     level: Level = None,

@@ -81,7 +81,7 @@ def federate_ticket(
     check_flower()
     request = _request(given, settings, machine)
     split_among = partitions.find(settings.partition)
-    split_among(given.splits.train.labels, len(settings.clients), settings.seed, **request["partition_options"])
+    split_among(given.splits.train, len(settings.clients), settings.seed, **request["partition_options"])
     store = RunStore(machine.runs / f"{given.store.name}-federated-{_hash(given, request)}")
     with store.lock():
         _open(store, given, request)

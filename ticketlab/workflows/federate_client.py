@@ -82,6 +82,6 @@ def _examples(facts: dict[str, Any], task: dict[str, Any], context: Context) -> 
     dataset = load_dataset(facts["data"], places)
     train_examples = split(dataset, facts["validation"], facts["split_seed"]).train
     parts = partitions.find(task["partition"])(
-        train_examples.labels, task["clients"], task["seed"], **task["partition_options"]
+        train_examples, task["clients"], task["seed"], **task["partition_options"]
     )
     return train_examples.some(parts[task["index"]])
