@@ -37,7 +37,8 @@ def with_default(input_shape, classes, width=8):
 
 def blank(name: str) -> Data:
     """A data set of the right shapes and counts with nothing in it: enough to plan."""
-    shape, count = {"cifar10": ((3, 32, 32), 50000)}.get(name, ((1, 28, 28), 60000))
+    known = {"cifar10": ((3, 32, 32), 50000), "hapt": ((6, 1, 128), 7435), "heart": ((18, 1, 1), 735)}
+    shape, count = known.get(name, ((1, 28, 28), 60000))
     images = torch.zeros(1, *shape, dtype=torch.uint8).expand(count, -1, -1, -1)
     labels = torch.zeros(count, dtype=torch.int64)
     mean = (0.5,) * shape[0]
