@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from support import RECIPES
@@ -117,6 +119,14 @@ def test_options_that_do_not_fit_a_signature_are_named(tiny, places):
 def test_what_does_not_fit_together_is_refused(tiny, places, setting, message):
     with pytest.raises(RecipeError, match=message):
         plan_of(tiny(setting), places)
+
+
+def test_only_pictures_are_cropped_and_flipped(tiny):
+    data = blank("mnist")
+    heights = Data(replace(data.dataset, name="heights", per_unit=(100.0,)))
+    assert make_plan(tiny("data.augment=true"), data)
+    with pytest.raises(RecipeError, match=r"data\.augment: pictures are cropped and flipped; heights has none"):
+        make_plan(tiny("data.augment=true"), heights)
 
 
 def test_a_model_of_ones_own_is_built_with_its_options(tiny, places, tmp_path):
