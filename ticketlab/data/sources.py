@@ -91,7 +91,15 @@ HEART = FileSet(
         "processed.va.data": "4249d03ca7711e84f4444768c9426170",
     },
 )
-FILE_SETS = {files.name: files for files in (MNIST, FASHION_MNIST, CIFAR10, HAPT, HEART)} | {"hapt_unseen": HAPT}
+FILE_SETS = {
+    "mnist": MNIST,
+    "fashion_mnist": FASHION_MNIST,
+    "cifar10": CIFAR10,
+    "hapt": HAPT,
+    "hapt_unseen": HAPT,
+    "heart": HEART,
+}
+"""Data set → its files."""
 
 
 def load_dataset(name: str, places: Places) -> Dataset:
