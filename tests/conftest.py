@@ -7,8 +7,9 @@ import pytest
 import torch
 from support import TINY
 
+from ticketlab.data.dataset import Dataset
 from ticketlab.data.files import Places
-from ticketlab.data.sources import Dataset, load_dataset
+from ticketlab.data.sources import load_dataset
 from ticketlab.recipe_file import RecipeFile, read_recipe
 
 

@@ -225,6 +225,8 @@ def test_data_is_listed_and_fetched(ticketlab):
     assert "1797 examples, verified" in ticketlab("data", "fetch", "digits").stderr
     assert ticketlab("data", "fetch", "mnist").exit_code == 2
     assert "did you mean 'digits'" in ticketlab("data", "fetch", "digit").stderr
+    ran = ticketlab("data", "fetch", "hapt")
+    assert ran.exit_code == 2 and "cannot be fetched; put uci_hapt/ with hapt_raw.npz" in ran.stderr
 
 
 def test_doctor_tells_what_is_here_and_what_to_do(ticketlab):
@@ -232,6 +234,7 @@ def test_doctor_tells_what_is_here_and_what_to_do(ticketlab):
     found = {item["what"]: item for item in json.loads(ran.stdout)["findings"]}
     assert {"torch", "accelerator", "threads", "data: mnist", "folder: cache", "folder: runs"} <= set(found)
     assert "ticketlab data fetch mnist" in found["data: mnist"]["do"]
+    assert found["data: heart"]["do"].startswith("put heart_disease/ with processed.cleveland.data")
     bad = ticketlab("doctor", "--runs", "/proc/nothing", "--data", "/nonexistent")
     assert bad.exit_code == 0 and bad.stdout.count("✗") == 2
 

@@ -1,10 +1,11 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ticketlab.data.batches import crop_and_flip, normalise, permutation, shuffled_batches, split, steps_per_epoch
-from ticketlab.data.sources import Dataset
+from ticketlab.data.dataset import Dataset
 
 
 def toy(count=23, channels=2, size=6):
@@ -40,6 +41,31 @@ def test_pixels_are_normalised_per_channel():
     by_hand[:, 1] = (by_hand[:, 1] - 0.5) / 0.25
     assert found.dtype == torch.float32
     assert (found - by_hand).abs().max() < 1e-6
+
+
+def test_pixels_are_scaled_to_the_same_bits_as_ever():
+    examples = split(toy(), 5, 0).test
+    assert torch.equal(examples.scale, 1 / (255 * torch.tensor([0.5, 0.25]).view(-1, 1, 1)))
+
+
+def test_measurements_are_normalised_in_their_unit_and_left_as_they_are():
+    counts = torch.tensor([[-720, 0, 720]], dtype=torch.int16).view(1, 1, 1, 3)
+    for images in (counts, counts.float()):
+        labels = torch.zeros(1)
+        data = Dataset("toy", images, labels, images, labels, (0.5,), (0.25,), 1, "here", per_unit=(720.0,))
+        examples = split(data, 0, 0).test
+        assert normalise(examples.images, examples).flatten().tolist() == pytest.approx([-6, -2, 2])
+        assert torch.equal(examples.images, images) and examples.images.flatten().tolist() == [-720, 0, 720]
+
+
+def test_groups_go_with_their_examples():
+    data = replace(toy(), train_groups=torch.arange(23) * 2, test_groups=torch.arange(23, 30) * 2)
+    splits = split(data, 5, seed=3).to(torch.device("cpu"))
+    for examples in (splits.train, splits.validation, splits.test):
+        assert torch.equal(examples.groups, examples.labels * 2)
+    assert splits.test.some(torch.tensor([4, 1])).groups.tolist() == [54, 48]
+    assert splits.test.first(2).groups.tolist() == [46, 48]
+    assert split(toy(), 5, 0).train.groups is None
 
 
 def test_an_epoch_shows_each_example_once_and_ends_with_a_smaller_batch():

@@ -113,6 +113,18 @@ def test_nothing_is_downloaded_where_that_is_not_allowed(roots):
         read_files(SET, roots)
 
 
+def test_what_nothing_downloads_is_told_with_its_place(roots):
+    given = FileSet(**{**vars(SET), "torchvision": None})
+    roots.root.mkdir()
+    for places in (roots, Places(roots.root, roots.cache)):
+        with pytest.raises(MissingData, match=r"toy is not on .* cannot be fetched; put Toy/raw/ with") as told:
+            read_files(given, places)
+        assert f"into {roots.root} or {roots.cache}" in str(told.value)
+    put(roots.root / "Toy/raw", {**CONTENT, "train": b"other bytes"})
+    with pytest.raises(DataError, match="put a good copy there"):
+        read_files(given, roots)
+
+
 def test_a_named_folder_that_cannot_be_read_is_an_error(roots):
     with pytest.raises(DataError, match="name a readable folder with --data"):
         read_files(SET, roots)

@@ -1,7 +1,10 @@
+import hashlib
+from dataclasses import replace
+
 import pytest
 import torch
 
-from ticketlab.data.sources import load_dataset, load_with_stand_in, locate_all
+from ticketlab.data.sources import datasets, load_dataset, load_with_stand_in, locate_all
 from ticketlab.errors import DataError, MissingData, TicketlabError
 
 
@@ -73,8 +76,22 @@ def test_an_unknown_data_set_is_suggested(places):
         load_dataset("fashion-mnist", places)
 
 
+def test_the_checksum_sees_groups_where_there_are_any(places):
+    dataset = load_dataset("digits", places)
+    pixels = b"".join(
+        tensor.numpy().tobytes()
+        for tensor in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
+    )
+    assert dataset.checksum() == hashlib.sha256(pixels).hexdigest()
+    one, other = (replace(dataset, train_groups=torch.arange(1437) % people) for people in (3, 4))
+    assert len({dataset.checksum(), one.checksum(), other.checksum()}) == 3
+
+
 def test_what_is_missing_is_listed_with_what_to_do(places):
     located = {item.name: item for item in locate_all(places)}
     assert located["digits"].found == "package scikit-learn"
     assert located["mnist"].found is None
-    assert "MNIST/raw/ with train-images-idx3-ubyte" in located["mnist"].wanted
+    assert "MNIST/raw/ with train-images-idx3-ubyte" in located["mnist"].wanted and located["mnist"].can_fetch
+    assert "uci_hapt/ with hapt_raw.npz" in located["hapt_unseen"].wanted and not located["hapt_unseen"].can_fetch
+    built_in = {name for name in datasets if datasets.find(name).__module__.startswith("ticketlab.")}
+    assert set(located) == built_in

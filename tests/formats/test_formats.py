@@ -31,6 +31,8 @@ FAMILIES = {
     "conv_6": (COLOUR, {"dropout": 0.5, "widths": {"conv1": 4, "conv6": 4, "fc1": 12}}),
     "vgg_16": (COLOUR, {"widths": {f"conv{i}": 8 for i in range(1, 14)}}),
     "resnet_20": (COLOUR, {}),
+    "har_cnn": ((6, 1, 128), {"widths": {"conv1": 8, "conv2": 12}}),
+    "mlp": ((18, 1, 1), {"hidden": [8, 6]}),
 }
 
 

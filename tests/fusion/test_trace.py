@@ -26,6 +26,7 @@ from ticketlab.models import models
 ZOO = {
     "lenet_300_100": (1, 28, 28), "lenet_5": (1, 28, 28), "conv_2": (3, 32, 32), "conv_4": (3, 32, 32),
     "conv_6": (3, 32, 32), "resnet_20": (3, 32, 32), "vgg_16": (3, 32, 32),
+    "har_cnn": (6, 1, 128), "mlp": (18, 1, 1),
 }  # fmt: skip
 
 

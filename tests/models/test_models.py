@@ -6,7 +6,7 @@ import torch
 from ticketlab.models import models
 from ticketlab.pruning.masks import full_mask, prunable, total
 
-GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+GREY, COLOUR, SERIES, TABLE = (1, 28, 28), (3, 32, 32), (6, 1, 128), (18, 1, 1)
 # weights without biases and normalisation, from the layer shapes in the papers
 EXPECTED = {
     "lenet_300_100": (GREY, 784 * 300 + 300 * 100 + 100 * 10),
@@ -16,6 +16,8 @@ EXPECTED = {
     "conv_6": (COLOUR, 259776 + 256 * 128 * 9 + 256 * 256 * 9 + 256 * 16 * 256 + 256 * 256 + 2560),
     "resnet_20": (COLOUR, 432 + 6 * 2304 + 4608 + 5 * 9216 + 512 + 18432 + 5 * 36864 + 2048 + 640),
     "vgg_16": (COLOUR, 1728 + 36864 + 73728 + 147456 + 294912 + 2 * 589824 + 1179648 + 5 * 2359296 + 5120),
+    "har_cnn": (SERIES, 32 * 6 * 9 + 64 * 32 * 9 + 64 * 64 * 5 + 64 * 10),
+    "mlp": (TABLE, 18 * 32 + 32 * 16 + 16 * 10),
 }
 
 
@@ -37,7 +39,7 @@ def test_a_model_has_the_weights_of_its_paper_and_answers_with_logits(name):
     assert prunable(model)[-1] == "output.weight"
 
 
-@pytest.mark.parametrize("name", ["lenet_300_100", "lenet_5", "conv_2", "conv_4", "conv_6"])
+@pytest.mark.parametrize("name", ["lenet_300_100", "lenet_5", "conv_2", "conv_4", "conv_6", "mlp"])
 def test_the_small_networks_start_glorot_normal_with_zero_biases(name):
     parameters = dict(build(name).named_parameters())
     for key in prunable(build(name)):
@@ -66,6 +68,23 @@ def test_the_deep_networks_start_he_normal_with_uniform_scales(name):
 def test_options_change_the_network():
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in build("lenet_5", batch_norm=True).modules())
     assert sum(isinstance(m, torch.nn.Dropout) for m in build("conv_2", dropout=0.5).modules()) == 2
+
+
+def test_hidden_widths_are_listed_or_named():
+    assert total(full_mask(build("mlp", hidden=[5, 4, 3]))) == 18 * 5 + 5 * 4 + 4 * 3 + 3 * 10
+    assert total(full_mask(build("mlp", hidden=[]))) == 180
+    assert total(full_mask(build("mlp", widths={"fc2": 7}))) == 18 * 32 + 32 * 7 + 7 * 10
+    assert build("har_cnn", widths={"conv2": 5}).conv3.weight.shape == (64, 5, 1, 5)
+
+
+def test_a_convolution_over_time_answers_the_same_for_any_length():
+    """Zero padding aside, a constant series looks the same at every moment: with one tap each, its mean is it."""
+    model = build("har_cnn")
+    for layer in (model.conv1, model.conv2, model.conv3):
+        middle = layer.weight.shape[3] // 2
+        layer.weight.data[..., :middle], layer.weight.data[..., middle + 1 :] = 0, 0
+    values = torch.randn(2, 6, 1, 1)
+    assert torch.allclose(model(values.expand(-1, -1, 1, 128)), model(values.expand(-1, -1, 1, 40)), atol=1e-6)
 
 
 def test_a_residual_block_adds_its_input():

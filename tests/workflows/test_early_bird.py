@@ -7,7 +7,8 @@ import torch
 from support import equal, states, untimed
 from torch import nn
 
-from ticketlab.data.sources import Dataset, datasets
+from ticketlab.data.dataset import Dataset
+from ticketlab.data.sources import datasets
 from ticketlab.draws import SEARCH, draw_rows, draws
 from ticketlab.errors import FailedRun, Interrupted, RecipeError, RunError
 from ticketlab.models.compact import rebuild

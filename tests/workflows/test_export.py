@@ -22,6 +22,7 @@ from ticketlab.runs.network import read_network
 from ticketlab.workflows.export import calibration_images, check, export_network, judge, own_answers
 from ticketlab.workflows.fuse import fuse_run
 from ticketlab.workflows.fuse_request import Request
+from ticketlab.workflows.predict import predict
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.ship import newest, shipment, sources
 from ticketlab.workflows.source import Elsewhere, from_run, from_weights
@@ -209,6 +210,16 @@ def test_lower_precisions_are_other_files(runs, tmp_path):
     assert all(record["top1_agreement"] >= 0.99 for record in records)
     endings = [".".join(record["path"].rpartition("/")[2].split(".")[-2:]) for record in records]
     assert endings == ["int8.onnx", "int8_dynamic.onnx", "int8.ticket", "float16.ticket"]
+
+
+def test_a_network_for_measurements_says_its_units_and_reads_no_pictures(runs, tmp_path):
+    given = made(runs, 1)
+    assert given.network.facts["per_unit"] == [255.0]
+    facts = {**given.network.facts, "per_unit": [720.0], "data": "hapt"}
+    path = tmp_path / "steps.onnx"
+    path.write_bytes(FORMATS["onnx"].make(replace(given.network, facts=facts), "float32", torch.empty(0)))
+    with pytest.raises(FormatError, match="reads the measurements of hapt, not pictures"):
+        predict(path, [tmp_path / "cat.png"])
 
 
 def test_a_rejected_file_is_kept_as_rejected_and_replaces_the_accepted_one(runs, tmp_path, monkeypatch):

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from support import RECIPES
 
-from ticketlab.data.sources import FILE_SETS, Dataset
+from ticketlab.data.dataset import Dataset
+from ticketlab.data.sources import FILE_SETS
 from ticketlab.errors import RecipeError
 from ticketlab.recipe_file import read_recipe
 from ticketlab.workflows.estimate import forecast
@@ -36,7 +39,8 @@ def with_default(input_shape, classes, width=8):
 
 def blank(name: str) -> Data:
     """A data set of the right shapes and counts with nothing in it: enough to plan."""
-    shape, count = {"cifar10": ((3, 32, 32), 50000)}.get(name, ((1, 28, 28), 60000))
+    known = {"cifar10": ((3, 32, 32), 50000), "hapt": ((6, 1, 128), 7435), "heart": ((18, 1, 1), 735)}
+    shape, count = known.get(name, ((1, 28, 28), 60000))
     images = torch.zeros(1, *shape, dtype=torch.uint8).expand(count, -1, -1, -1)
     labels = torch.zeros(count, dtype=torch.int64)
     mean = (0.5,) * shape[0]
@@ -115,6 +119,14 @@ def test_options_that_do_not_fit_a_signature_are_named(tiny, places):
 def test_what_does_not_fit_together_is_refused(tiny, places, setting, message):
     with pytest.raises(RecipeError, match=message):
         plan_of(tiny(setting), places)
+
+
+def test_only_pictures_are_cropped_and_flipped(tiny):
+    data = blank("mnist")
+    heights = Data(replace(data.dataset, name="heights", per_unit=(100.0,)))
+    assert make_plan(tiny("data.augment=true"), data)
+    with pytest.raises(RecipeError, match=r"data\.augment: pictures are cropped and flipped; heights has none"):
+        make_plan(tiny("data.augment=true"), heights)
 
 
 def test_a_model_of_ones_own_is_built_with_its_options(tiny, places, tmp_path):

@@ -1,4 +1,4 @@
-"""Resident uint8 tensors → normalised batches in a seeded order; split, crop and flip."""
+"""Resident tensors → normalised batches in a seeded order; split, crop and flip."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ticketlab.data.sources import Dataset
+from ticketlab.data.dataset import Dataset
 from ticketlab.errors import DataError
 from ticketlab.seeds import derive_seed
 
@@ -18,20 +18,23 @@ CROP_BORDER = 4  # pixels
 
 @dataclass(frozen=True)
 class Examples:
-    """Images (examples, channels, height, width) as uint8 and labels (examples,), with their normalisation."""
+    """Images (examples, channels, height, width) as stored and labels (examples,), with their normalisation."""
 
     images: Tensor
     labels: Tensor
     scale: Tensor
     """Per channel, (channels, 1, 1): normalised = image · scale + shift."""
     shift: Tensor
+    groups: Tensor | None = None
+    """Person or hospital of each example, (examples,), where the data set tells."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def some(self, chosen: Tensor) -> Examples:
         """The examples at these indices."""
-        return Examples(self.images[chosen], self.labels[chosen], self.scale, self.shift)
+        groups = None if self.groups is None else self.groups[chosen]
+        return Examples(self.images[chosen], self.labels[chosen], self.scale, self.shift, groups)
 
     def first(self, count: int) -> Examples:
         """The first examples, at most so many."""
@@ -39,7 +42,8 @@ class Examples:
 
     def to(self, device: torch.device) -> Examples:
         """The same examples on a device."""
-        return Examples(*(t.to(device) for t in (self.images, self.labels, self.scale, self.shift)))
+        images, labels, scale, shift = (t.to(device) for t in (self.images, self.labels, self.scale, self.shift))
+        return Examples(images, labels, scale, shift, None if self.groups is None else self.groups.to(device))
 
 
 @dataclass(frozen=True)
@@ -75,17 +79,10 @@ def split(dataset: Dataset, validation: int, seed: int, examples: int | None = N
     rest, unused = rest.sort().values, unused.sort().values
     mean = torch.tensor(dataset.mean).view(-1, 1, 1)
     std = torch.tensor(dataset.std).view(-1, 1, 1)
-    scale, shift = 1 / (255 * std), -mean / std
-
-    def some(images: Tensor, labels: Tensor) -> Examples:
-        return Examples(images, labels, scale, shift)
-
-    return Splits(
-        train=some(dataset.train_images[rest], dataset.train_labels[rest]),
-        validation=some(dataset.train_images[held_out], dataset.train_labels[held_out]),
-        test=some(dataset.test_images, dataset.test_labels),
-        unused=some(dataset.train_images[unused], dataset.train_labels[unused]),
-    )
+    scale, shift = 1 / (torch.tensor(dataset.per_unit).view(-1, 1, 1) * std), -mean / std
+    train = Examples(dataset.train_images, dataset.train_labels, scale, shift, dataset.train_groups)
+    test = Examples(dataset.test_images, dataset.test_labels, scale, shift, dataset.test_groups)
+    return Splits(train.some(rest), train.some(held_out), test, train.some(unused))
 
 
 def permutation(count: int, seed: int) -> Tensor:
@@ -120,8 +117,8 @@ def shuffled_batches(
 
 
 def normalise(images: Tensor, examples: Examples) -> Tensor:
-    """uint8 images → float32 with mean 0 and deviation 1 per channel; one copy, changed in place."""
-    return images.float().mul_(examples.scale).add_(examples.shift)
+    """Images as stored → float32 with mean 0 and deviation 1 per channel; one copy, changed in place."""
+    return images.to(torch.float32, copy=True).mul_(examples.scale).add_(examples.shift)
 
 
 def crop_and_flip(images: Tensor, seed: int) -> Tensor:

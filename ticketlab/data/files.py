@@ -54,11 +54,11 @@ class FileSet:
 
     name: str
     folder: str
-    """Folder under a data root, laid out as torchvision does."""
+    """Folder under a data root, laid out as torchvision does where it knows the data set."""
     files: dict[str, str]
     """Unpacked file → MD5."""
-    torchvision: str
-    """Class in torchvision.datasets that downloads it."""
+    torchvision: str | None = None
+    """Class in torchvision.datasets that downloads it; None where nothing does."""
     archives: tuple[str, ...] = ()
     """Tar archives under a data root that hold the folder."""
     packaged: tuple[Path, ...] = field(default=())
@@ -77,6 +77,11 @@ def read_files(files: FileSet, places: Places) -> tuple[dict[str, bytes], str]:
     """
     found = find(files, places)
     if found is None:
+        if files.torchvision is None:
+            roots = " or ".join(map(str, places.roots()))
+            raise MissingData(
+                f"{files.name} is not on this machine and cannot be fetched; put {files.wanted()} into {roots}"
+            )
         if not places.may_download:
             raise MissingData(f"{files.name} is not on this machine; get it with: ticketlab data fetch {files.name}")
         download(files, places.cache)
@@ -84,7 +89,7 @@ def read_files(files: FileSet, places: Places) -> tuple[dict[str, bytes], str]:
     if found.is_file():
         _unpack(found, places.cache, files)
         found = places.cache / files.folder
-    return {name: _verified(found, name, md5) for name, md5 in files.files.items()}, str(found)
+    return {name: _verified(found, name, files) for name in files.files}, str(found)
 
 
 def find(files: FileSet, places: Places) -> Path | None:
@@ -103,7 +108,7 @@ def _holds_all(folder: Path, files: FileSet) -> bool:
     return all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in files.files)
 
 
-def _verified(folder: Path, name: str, md5: str) -> bytes:
+def _verified(folder: Path, name: str, files: FileSet) -> bytes:
     """The unpacked bytes of one file; raises DataError that names it and the checksum it should have."""
     path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
     try:
@@ -112,11 +117,13 @@ def _verified(folder: Path, name: str, md5: str) -> bytes:
         if isinstance(error, OSError) and error.strerror:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         content = b""
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    found, md5 = hashlib.md5(content, usedforsecurity=False).hexdigest(), files.files[name]
     if found != md5:
+        way_out = (
+            "put a good copy there" if files.torchvision is None else "delete it and run again to fetch a good copy"
+        )
         raise DataError(
-            f"{path}: damaged or not the published file: unpacked MD5 should be {md5}, is {found}; "
-            "delete it and run again to fetch a good copy"
+            f"{path}: damaged or not the published file: unpacked MD5 should be {md5}, is {found}; {way_out}"
         )
     return content
 
@@ -134,6 +141,7 @@ def download(files: FileSet, cache: Path) -> None:
     """Fetch a data set with torchvision (mirrors, progress, checksums) into the cache, whole or not at all."""
     import torchvision.datasets
 
+    assert files.torchvision is not None
     with _staging(cache, files) as staging, _timeout(DOWNLOAD_TIMEOUT):
         try:
             getattr(torchvision.datasets, files.torchvision)(staging, download=True)

@@ -24,7 +24,7 @@ def own_examples(folder: Path, facts: Mapping[str, Any]) -> Examples | None:
     (examples,) from 0. Raises DataError for arrays that do not fit the network; nothing is unpickled.
 
     Args:
-        facts: Of the network: input_shape, classes, mean, std.
+        facts: Of the network: input_shape, classes, mean, std, per_unit.
     """
     path = folder / FILE
     if not path.is_file():
@@ -35,8 +35,8 @@ def own_examples(folder: Path, facts: Mapping[str, Any]) -> Examples | None:
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read ({error}); it holds two arrays, images and labels") from error
     _check(path, images, labels, facts)
-    mean, std = (torch.tensor(facts[key]).view(-1, 1, 1) for key in ("mean", "std"))
-    return Examples(images, labels, 1 / (255 * std), -mean / std)
+    mean, std, unit = (torch.tensor(facts[key]).view(-1, 1, 1) for key in ("mean", "std", "per_unit"))
+    return Examples(images, labels, 1 / (unit * std), -mean / std)
 
 
 def _check(path: Path, images: Tensor, labels: Tensor, facts: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""One data set split over clients: evenly, by Dirichlet, in shards, or by person; indices in, indices out."""
+"""One data set split over clients: evenly, by Dirichlet, in shards, or by person; examples in, indices out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Dirichlet
 
-from ticketlab.data.batches import permutation
+from ticketlab.data.batches import Examples, permutation
 from ticketlab.errors import DataError
 from ticketlab.registry import Registry
 from ticketlab.seeds import derive_seed
@@ -17,18 +17,18 @@ DRAWS = 1000
 """Of a Dirichlet partition, until every client has enough examples."""
 
 partitions: Registry[Callable[..., list[Tensor]]] = Registry("partition")
-"""Name → (labels (examples,), clients, seed, *, options) → indices of each client's examples; none is used twice."""
+"""Name → (examples, clients, seed, *, options) → indices of each client's examples; none is used twice."""
 
 
 @partitions.register("iid")
-def iid(labels: Tensor, clients: int, seed: int) -> list[Tensor]:
+def iid(examples: Examples, clients: int, seed: int) -> list[Tensor]:
     """Equal shares of a random order; sizes differ by one at most."""
-    _check(labels, clients, least=1)
-    return list(permutation(len(labels), derive_seed(seed, "iid")).tensor_split(clients))
+    _check(examples, clients, least=1)
+    return list(permutation(len(examples), derive_seed(seed, "iid")).tensor_split(clients))
 
 
 @partitions.register("dirichlet")
-def dirichlet(labels: Tensor, clients: int, seed: int, *, alpha: float = 0.5, least: int = 20) -> list[Tensor]:
+def dirichlet(examples: Examples, clients: int, seed: int, *, alpha: float = 0.5, least: int = 20) -> list[Tensor]:
     """Each class is divided over the clients by a draw from Dir(α): the smaller α, the more a client's classes differ.
 
     Drawn anew until every client has `least` examples; raises DataError when that does not come about. The axis is
@@ -36,7 +36,8 @@ def dirichlet(labels: Tensor, clients: int, seed: int, *, alpha: float = 0.5, le
     """
     if alpha <= 0:
         raise DataError(f"dirichlet: alpha must be above 0 (got {alpha:g})")
-    _check(labels, clients, least)
+    _check(examples, clients, least)
+    labels = examples.labels
     classes = [(labels == label).nonzero().flatten() for label in labels.unique()]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "dirichlet"))
@@ -58,20 +59,26 @@ def dirichlet(labels: Tensor, clients: int, seed: int, *, alpha: float = 0.5, le
 
 
 @partitions.register("shards")
-def shards(labels: Tensor, clients: int, seed: int, *, per_client: int = 2) -> list[Tensor]:
+def shards(examples: Examples, clients: int, seed: int, *, per_client: int = 2) -> list[Tensor]:
     """Examples sorted by class, cut into equal shards, so many dealt to each client (McMahan et al. 2017)."""
     count = clients * per_client
-    _check(labels, count, least=1)
-    pieces = labels.argsort(stable=True).tensor_split(count)
+    _check(examples, count, least=1)
+    pieces = examples.labels.argsort(stable=True).tensor_split(count)
     dealt = permutation(count, derive_seed(seed, "shards")).tensor_split(clients)
     return [torch.cat([pieces[int(index)] for index in mine]).sort().values for mine in dealt]
 
 
-def by_group(groups: Tensor) -> dict[int, Tensor]:
-    """One client for each group, as a person or a hospital: group → its examples."""
-    return {int(group): (groups == group).nonzero().flatten() for group in groups.unique()}
+@partitions.register("group")
+def group(examples: Examples, clients: int, seed: int) -> list[Tensor]:
+    """One client for each person or hospital, in order of their numbers; nothing is drawn."""
+    if examples.groups is None:
+        raise DataError("group: the data set does not tell its examples apart by person or hospital; hapt and heart do")
+    found = examples.groups.unique()
+    if not 1 <= clients <= len(found):
+        raise DataError(f"group: {clients} clients, but examples of {len(found)} groups")
+    return [(examples.groups == each).nonzero().flatten() for each in found[:clients]]
 
 
-def _check(labels: Tensor, clients: int, least: int) -> None:
-    if clients < 1 or len(labels) < clients * max(least, 1):
-        raise DataError(f"{len(labels)} examples are too few for {clients} parts of {max(least, 1)} or more")
+def _check(examples: Examples, clients: int, least: int) -> None:
+    if clients < 1 or len(examples) < clients * max(least, 1):
+        raise DataError(f"{len(examples)} examples are too few for {clients} parts of {max(least, 1)} or more")

@@ -1,8 +1,7 @@
-"""Data sets by name: MNIST, Fashion-MNIST, CIFAR-10, mnist_5k, digits → uint8 tensors."""
+"""Data sets by name: MNIST, Fashion-MNIST, CIFAR-10, mnist_5k, digits, human activity, heart disease."""
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,49 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ticketlab.data import hapt, heart
+from ticketlab.data.dataset import Dataset
 from ticketlab.data.files import FileSet, Places, find, read_files
-from ticketlab.errors import DataError, MissingData
+from ticketlab.errors import MissingData
 from ticketlab.registry import Registry
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Images as uint8 (examples, channels, height, width), labels as int64 (examples,)."""
-
-    name: str
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    mean: tuple[float, ...]
-    """Of each channel, pixels scaled to 0…1."""
-    std: tuple[float, ...]
-    classes: int
-    source: str
-    """Folder or package that it was read from."""
-    named: tuple[str, ...] = ()
-    """What the classes are called, where that is more than a number."""
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width of one image."""
-        channels, height, width = self.train_images.shape[1:]
-        return channels, height, width
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What each class is called; raises DataError where names and classes differ in number."""
-        if self.named and len(self.named) != self.classes:
-            raise DataError(f"{self.name} has {self.classes} classes and names for {len(self.named)}")
-        return self.named or tuple(map(str, range(self.classes)))
-
-    def checksum(self) -> str:
-        """SHA-256 of all images and labels."""
-        digest = hashlib.sha256()
-        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
-            digest.update(tensor.contiguous().numpy().data)
-        return digest.hexdigest()
-
 
 CLOTHES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -119,7 +80,26 @@ CIFAR10 = FileSet(
     torchvision="CIFAR10",
     archives=("cifar-10-python.tar.gz", "cifar-10-batches-py.tar.xz"),
 )
-FILE_SETS = {files.name: files for files in (MNIST, FASHION_MNIST, CIFAR10)}
+HAPT = FileSet(name="hapt", folder="uci_hapt", files={"hapt_raw.npz": "bbcd2619650a6cd61263f01f935c4a1a"})
+HEART = FileSet(
+    name="heart",
+    folder="heart_disease",
+    files={
+        "processed.cleveland.data": "2d91a8ff69cfd9616aa47b59d6f843db",
+        "processed.hungarian.data": "22e96bee155b5973568101c93b3705f6",
+        "processed.switzerland.data": "9a87f7577310b3917730d06ba9349e20",
+        "processed.va.data": "4249d03ca7711e84f4444768c9426170",
+    },
+)
+FILE_SETS = {
+    "mnist": MNIST,
+    "fashion_mnist": FASHION_MNIST,
+    "cifar10": CIFAR10,
+    "hapt": HAPT,
+    "hapt_unseen": HAPT,
+    "heart": HEART,
+}
+"""Data set → its files."""
 
 
 def load_dataset(name: str, places: Places) -> Dataset:
@@ -191,6 +171,27 @@ def digits(_: Places) -> Dataset:
     return _every_fifth("digits", _images(images * 15, (1, 8, 8)), labels, "package scikit-learn")
 
 
+@datasets.register("hapt")
+def known_people(places: Places) -> Dataset:
+    """What 30 people do, by the phone at their waist; tested on later moments of the same people."""
+    content, source = read_files(HAPT, places)
+    return hapt.known_people(content["hapt_raw.npz"], source)
+
+
+@datasets.register("hapt_unseen")
+def unseen_people(places: Places) -> Dataset:
+    """What 30 people do, by the phone at their waist; tested on nine people who are not in training."""
+    content, source = read_files(HAPT, places)
+    return hapt.unseen_people(content["hapt_raw.npz"], source)
+
+
+@datasets.register("heart")
+def heart_disease(places: Places) -> Dataset:
+    """920 patients of four hospitals, with heart disease or without (Detrano et al. 1989)."""
+    content, source = read_files(HEART, places)
+    return heart.dataset([data.decode("ascii") for data in content.values()], source)
+
+
 def _idx_dataset(files: FileSet, places: Places, mean: float, std: float) -> Dataset:
     content, source = read_files(files, places)
     # verified by checksum, so the header can be skipped: 16 bytes for images, 8 for labels
@@ -224,6 +225,8 @@ class Located:
     """Folder or package; None when it would have to be downloaded."""
     wanted: str
     """Which files to put where."""
+    can_fetch: bool = True
+    """Whether it can be downloaded."""
 
 
 def locate_all(places: Places) -> list[Located]:
@@ -235,5 +238,6 @@ def locate_all(places: Places) -> list[Located]:
     files = []
     for name, file_set in FILE_SETS.items():
         folder = find(file_set, places)
-        files.append(Located(name, str(folder) if folder else None, f"put {file_set.wanted()} into {places.cache}"))
+        wanted = f"put {file_set.wanted()} into {places.cache}"
+        files.append(Located(name, str(folder) if folder else None, wanted, file_set.torchvision is not None))
     return files + packages

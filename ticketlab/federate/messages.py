@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 
 ARRAYS, TASK, METRICS = "arrays", "task", "metrics"
 """Records of a message: blobs, what to do as JSON, numbers to show."""
-NETWORK, ORIGIN, EXTRA = "network", "origin", "extra"
+NETWORK, EXTRA = "network", "extra"
 """Blobs, each a ticket of the codec."""
 NEEDS_MASK = "needs-mask"
 """In a client's answer: send it again, with the mask."""

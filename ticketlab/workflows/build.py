@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ticketlab.data.sources import Dataset
+from ticketlab.data.dataset import Dataset
 from ticketlab.errors import PluginError
 from ticketlab.models.build import call_builder, find_builder
 from ticketlab.pruning.masks import full_mask

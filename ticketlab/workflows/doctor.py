@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from ticketlab.data.files import Places
-from ticketlab.data.sources import locate_all
+from ticketlab.data.sources import Located, locate_all
 from ticketlab.errors import DataError
 from ticketlab.formats import FORMATS
 from ticketlab.runs.manifest import cpu_name
@@ -85,9 +85,13 @@ def _data(places: Places) -> list[Finding]:
     return [
         Finding(f"data: {item.name}", "ok", item.found)
         if item.found
-        else Finding(f"data: {item.name}", "note", "not here", f"ticketlab data fetch {item.name}, or {item.wanted}")
+        else Finding(f"data: {item.name}", "note", "not here", _to_have(item))
         for item in located
     ]
+
+
+def _to_have(item: Located) -> str:
+    return f"ticketlab data fetch {item.name}, or {item.wanted}" if item.can_fetch else item.wanted
 
 
 def _extras() -> list[Finding]:

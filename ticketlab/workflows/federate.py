@@ -55,7 +55,7 @@ def federate_ticket(
     begin = starting(given, asked.start, machine.places)
     make_rule(begin, settings, asked.clients)
     make = partitions.find(settings.partition)
-    make(given.splits.of_clients.labels, len(asked.clients), settings.seed, **settings.partition_options)
+    make(given.splits.of_clients, len(asked.clients), settings.seed, **settings.partition_options)
     store = RunStore(machine.runs / f"{given.store.name}-federated-{request_hash(request)}")
     with store.lock():
         _open(store, given, request)

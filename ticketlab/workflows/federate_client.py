@@ -21,7 +21,7 @@ from ticketlab.data.partition import partitions
 from ticketlab.data.sources import load_dataset
 from ticketlab.errors import DataError, FormatError, UnknownMask
 from ticketlab.federate.local import judge
-from ticketlab.federate.messages import ARRAYS, EXTRA, METRICS, NEEDS_MASK, NETWORK, ORIGIN, TASK, blobs, blobs_of
+from ticketlab.federate.messages import ARRAYS, EXTRA, METRICS, NEEDS_MASK, NETWORK, TASK, blobs, blobs_of
 from ticketlab.federate.rules import adaptive, early_bird, fixed, personal, sign_flip, submodels  # noqa: F401
 from ticketlab.federate.rules.rule import Reply, Work, works
 from ticketlab.federate.strategies import protect
@@ -31,7 +31,7 @@ from ticketlab.pruning.masks import masked
 from ticketlab.recipe import FederateSection
 from ticketlab.seeds import derive_seed
 
-MEMORY, RESIDUAL, LAST = "ticket", "residual", "last"
+MEMORY, RESIDUAL = "ticket", "residual"
 """What a client remembers from message to message, until its SuperNode is started anew."""
 
 Task = dict[str, Any]
@@ -58,7 +58,7 @@ def train(message: Message, context: Context) -> Message:
     task = json.loads(str(message.content[TASK]["json"]))
     settings = FederateSection.model_validate_json(json.dumps(task["settings"]))
     try:
-        received, origin, last = _receive(blobs_of(message.content), context)
+        received = _receive(blobs_of(message.content)[NETWORK], context)
     except UnknownMask:
         return Message(RecordDict({TASK: ConfigRecord({NEEDS_MASK: True})}), reply_to=message)
     model = network_from(received.state, received.facts)
@@ -66,10 +66,10 @@ def train(message: Message, context: Context) -> Message:
     own = examples_of(received.facts, settings, task, str(context.node_config.get("data", "")))
     before = judge(model, received.state, own.test)
     seed = derive_seed(settings.seed, "client", task["index"], task["round"])
-    work = Work(model, received, origin, last, own.train, own.validation, settings, task["rule"], seed)
+    work = Work(model, received, own.train, own.validation, settings, task["rule"], seed)
     reply = works.find(task["work"])(work)
     network = protect(reply.network, received, settings.privacy) if settings.privacy else reply.network
-    parts = _answer(network, reply, received, settings, task, context)
+    parts = _answer(network, reply, received, settings, task["round"], context)
     metrics: dict[str, Any] = {"num-examples": len(own.train)}
     if settings.privacy is None or settings.privacy.kind != "local":
         after = judge(model, reply.network.state, own.test)
@@ -79,21 +79,26 @@ def train(message: Message, context: Context) -> Message:
     return Message(RecordDict({ARRAYS: blobs(parts), METRICS: MetricRecord(metrics)}), reply_to=message)
 
 
-def _receive(parts: dict[str, bytes], context: Context) -> tuple[Sparse, Sparse | None, Sparse | None]:
-    """The network and the origin, from the message or from memory, and the client's own last one; remembers them.
+def _receive(content: bytes, context: Context) -> Sparse:
+    """The network that came; remembers its mask.
 
-    Raises UnknownMask where the message counts on what is not remembered.
+    Raises UnknownMask where it counts on a mask that is not remembered.
     """
-    kept: dict[str, Any] = dict(context.state.config_records[MEMORY]) if MEMORY in context.state else {}
-    known = decode(bytes(kept[NETWORK])).mask if NETWORK in kept else None
-    received = decode(parts[NETWORK], known=known)
-    if known is None or mask_digest(known) != mask_digest(received.mask):
-        kept[NETWORK] = encode(received)
-    if ORIGIN in parts:
-        kept[ORIGIN] = parts[ORIGIN] or parts[NETWORK]
-    context.state[MEMORY] = ConfigRecord(kept)
-    origin, last = (decode(bytes(kept[name])) if name in kept else None for name in (ORIGIN, LAST))
-    return received, origin, last
+    known = _kept(context, MEMORY)
+    received = decode(content, known=known.mask if known else None)
+    if known is None or mask_digest(known.mask) != mask_digest(received.mask):
+        _keep(context, MEMORY, received)
+    return received
+
+
+def _kept(context: Context, name: str) -> Sparse | None:
+    if name not in context.state:
+        return None
+    return decode(bytes(context.state.config_records[name][NETWORK]))  # type: ignore[arg-type]
+
+
+def _keep(context: Context, name: str, network: Sparse) -> None:
+    context.state[name] = ConfigRecord({NETWORK: encode(network)})
 
 
 def _check(received: Sparse, wanted: dict[str, torch.Tensor]) -> None:
@@ -105,57 +110,58 @@ def _check(received: Sparse, wanted: dict[str, torch.Tensor]) -> None:
 
 
 def _answer(
-    network: Sparse, reply: Reply, received: Sparse, settings: FederateSection, task: Task, context: Context
+    network: Sparse, reply: Reply, received: Sparse, settings: FederateSection, number: int, context: Context
 ) -> dict[str, bytes]:
     """The blobs of an answer; remembers a new mask, and what float16 cuts off where that is to be made good."""
     is_known = mask_digest(network.mask) == mask_digest(received.mask)
-    if settings.error_feedback and RESIDUAL in context.state:
-        left = decode(bytes(context.state.config_records[RESIDUAL][NETWORK])).state  # type: ignore[arg-type]
-        state = {name: value + left[name] if name in left else value for name, value in network.state.items()}
+    left = _kept(context, RESIDUAL) if settings.error_feedback else None
+    if left is not None:
+        state = {name: value + left.state.get(name, 0) for name, value in network.state.items()}
         network = Sparse(network.mask, masked(state, network.mask), network.facts)
-    content = encode(
-        Sparse(network.mask, network.state, {"round": task["round"]}), settings.precision, is_known=is_known
-    )
+    told = Sparse(network.mask, network.state, {"round": number})
+    content = encode(told, settings.precision, is_known=is_known)
     if settings.error_feedback:
         sent = decode(content, known=network.mask).state
-        cut = {n: value - sent[n] for n, value in network.state.items() if value.is_floating_point()}
-        context.state[RESIDUAL] = ConfigRecord({NETWORK: encode(Sparse({}, cut, {}))})
-    kept: dict[str, Any] = dict(context.state.config_records[MEMORY])
+        cut = {name: value - sent[name] for name, value in network.state.items() if value.is_floating_point()}
+        _keep(context, RESIDUAL, Sparse({}, cut, {}))
     if not is_known:
-        kept[NETWORK] = encode(network)
-    if "last" in works.needs(task["work"]):
-        kept[LAST] = encode(reply.network)
-    context.state[MEMORY] = ConfigRecord(kept)
-    parts = {NETWORK: content}
-    if reply.extra is not None:
-        parts[EXTRA] = encode(reply.extra, settings.precision)
-    return parts
+        _keep(context, MEMORY, network)
+    extra = {EXTRA: encode(reply.extra, settings.precision)} if reply.extra is not None else {}
+    return {NETWORK: content, **extra}
 
 
 def examples_of(facts: dict[str, Any], settings: FederateSection, task: Task, folder: str) -> Own:
     """This client's own examples: of its own folder, or its part of a data set that all know."""
     places = Places.default(Path(folder) if folder else None)
+    seed = derive_seed(settings.seed, "holdout", task["index"])
     found = own_examples(places.root, facts) if places.root else None
-    test: Examples | None = None
-    if found is None:
-        splits = split(
-            load_dataset(facts["data"], places), facts["validation"], facts["split_seed"], facts.get("examples")
-        )
-        shared = splits.of_clients
-        make = partitions.find(settings.partition)
-        parts = make(shared.labels, task["clients"], settings.seed, **settings.partition_options)
-        found = shared.some(parts[task["index"]])
-    return _held_out(found, settings, derive_seed(settings.seed, "holdout", task["index"]), test)
+    if found is not None:
+        return _held_out(found, settings.holdout, seed, None)
+    splits = split(load_dataset(facts["data"], places), facts["validation"], facts["split_seed"], facts.get("examples"))
+    shared = splits.of_clients
+    parts = partitions.find(settings.partition)(shared, task["clients"], settings.seed, **settings.partition_options)
+    mine = shared.some(parts[task["index"]])
+    return _held_out(mine, settings.holdout, seed, _of_same_group(splits.test, mine))
 
 
-def _held_out(found: Examples, settings: FederateSection, seed: int, test: Examples | None) -> Own:
-    count = round(settings.holdout * len(found))
+def _of_same_group(test: Examples, mine: Examples) -> Examples | None:
+    """Test examples of the person or hospital that all of a client's examples are of; None where there is no such."""
+    if mine.groups is None or test.groups is None or len(mine.groups.unique()) != 1:
+        return None
+    same = (test.groups == mine.groups[0]).nonzero().flatten()
+    return test.some(same) if len(same) else None
+
+
+def _held_out(found: Examples, holdout: float, seed: int, test: Examples | None) -> Own:
+    """Examples to train on, to decide by, and to show accuracy on: of the share held out a half each, or all and
+    `test`; where none are held out, those that it trains on."""
+    count = round(holdout * len(found))
     order = permutation(len(found), seed)
     judged, rest = order[:count], order[count:].sort().values
     if not len(rest):
-        raise DataError(f"{len(found)} examples here are too few to hold {settings.holdout:g} of them out")
+        raise DataError(f"{len(found)} examples here are too few to hold {holdout:g} of them out")
     train = found.some(rest)
-    validation, shown = judged.tensor_split(2)
-    if test is None:
-        test = found.some(shown) if len(shown) else train
-    return Own(train, found.some(validation), test)
+    if test is not None:
+        return Own(train, found.some(judged), test)
+    decide, show = judged.tensor_split(2)
+    return Own(train, found.some(decide), found.some(show) if len(show) else train)

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from ticketlab.codec import Sparse, decode, encode, mask_digest
 from ticketlab.errors import FormatError
-from ticketlab.federate.messages import ARRAYS, EXTRA, METRICS, NEEDS_MASK, NETWORK, ORIGIN, TASK, blobs, blobs_of
+from ticketlab.federate.messages import ARRAYS, EXTRA, METRICS, NEEDS_MASK, NETWORK, TASK, blobs, blobs_of
 from ticketlab.federate.rules.rule import Answer, Order, Rule
 from ticketlab.models.compact import all_finite, same_shapes
 
@@ -123,16 +123,12 @@ def _send(
     messages = []
     for name, order in orders.items():
         is_known = session.holders.get(name) == mask_digest(order.network.mask)
-        parts = {NETWORK: _packed(packed, order.network, session.request, is_known)}
-        if order.origin is not None and not is_known:
-            # empty: it is the network itself
-            is_same = order.origin is order.network
-            parts[ORIGIN] = b"" if is_same else _packed(packed, order.origin, session.request, False)
-        outcomes[name].bytes_down += sum(map(len, parts.values()))
+        content = _packed(packed, order.network, session.request, is_known)
+        outcomes[name].bytes_down += len(content)
         task = _task(session.request, number, name, order.task)
-        content = RecordDict({ARRAYS: blobs(parts), TASK: ConfigRecord({"json": json.dumps(task)})})
+        record = RecordDict({ARRAYS: blobs({NETWORK: content}), TASK: ConfigRecord({"json": json.dumps(task)})})
         seconds = max(end - time.monotonic(), 1.0)  # what nobody fetches dies with its round
-        messages.append(Message(content, dst_node_id=nodes[name], message_type=MessageType.TRAIN, ttl=seconds))
+        messages.append(Message(record, dst_node_id=nodes[name], message_type=MessageType.TRAIN, ttl=seconds))
     return dict(zip(session.grid.push_messages(messages), orders, strict=True)) if messages else {}
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from ticketlab.data.batches import Splits, split, steps_per_epoch
+from ticketlab.data.dataset import Dataset
 from ticketlab.data.files import Places
-from ticketlab.data.sources import Dataset, datasets, load_with_stand_in
+from ticketlab.data.sources import datasets, load_with_stand_in
 from ticketlab.errors import FusionError, MissingData, PluginError, PruningError, TicketlabError
 from ticketlab.fusion.paths import Paths
 from ticketlab.models.build import find_builder
@@ -230,6 +231,8 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
     if train.batch_size > len(splits.train):
         message = f"only {len(splits.train)} training examples beside validation; {train.batch_size} is too many"
         problems.append((("train", "batch_size"), message))
+    if recipe.data.augment and not data.dataset.has_pictures:
+        problems.append((("data", "augment"), f"pictures are cropped and flipped; {data.dataset.name} has none"))
     sizes: dict[str, int] = {}
     judged: dict[str, int] = {}
     pools: list[Pool] = []

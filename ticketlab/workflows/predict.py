@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ticketlab.data.dataset import PIXELS
 from ticketlab.errors import FormatError
 from ticketlab.formats import format_of
 from ticketlab.formats.format import Images, first_line
@@ -32,6 +33,8 @@ def predict(file: Path, pictures: Sequence[Path], invert: bool = False) -> dict[
     except FormatError as error:
         raise FormatError(f"{file}: {error}") from error
     facts = loaded.facts
+    if facts.get("per_unit", list(PIXELS)) != list(PIXELS):
+        raise FormatError(f"{file}: reads the measurements of {facts['data']}, not pictures")
     pixels = np.stack([_pixels(path, facts["input_shape"], invert) for path in pictures])
     mean, std = (np.array(facts[key], np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
     try:

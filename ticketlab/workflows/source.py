@@ -62,6 +62,7 @@ class Source:
             "labels": list(dataset.labels),
             "mean": list(dataset.mean),
             "std": list(dataset.std),
+            "per_unit": list(dataset.per_unit),
             "source": self.facts,
         }
 
@@ -237,7 +238,8 @@ def _listed(state: Mapping[str, Tensor]) -> str:
 def load_network(path: Path | str) -> nn.Module:
     """The network in a file that ticketlab wrote, ready for evaluation, compact ones at their own size.
 
-    It expects (pixel / 255 - mean) / std; both are among the facts that `read_network` returns.
+    It expects (pixel / 255 - mean) / std, with `per_unit` for 255 where measurements are read; the facts that
+    `read_network` returns hold all three.
     """
     state, facts = read_network(path)
     for plugin in facts["plugins"]:

@@ -68,17 +68,16 @@ class FedDst(_Moving):
         *,
         alpha: float = 0.05,
         every: int = 2,
-        until: int = 1000,
+        until: int = 100,
     ) -> None:
         if not 0 < alpha < 1:
             raise TicketlabError(f"rule feddst: alpha lies between 0 and 1 (got {alpha:g})")
         super().__init__(start, every, until)
-        self.alpha, self.rounds = alpha, settings.rounds
+        self.alpha = alpha
 
     def share(self, number: int) -> float:
-        """Share of a layer's weights that move: α/2 · (1 + cos(π · round / end)), 0 where none do."""
-        end = min(self.until, self.rounds)
-        return self.alpha / 2 * (1 + math.cos(math.pi * min(number / end, 1))) if self.moves(number) else 0.0
+        """Share of a layer's weights that move: α/2 · (1 + cos(π · round / until)), 0 where none do."""
+        return self.alpha / 2 * (1 + math.cos(math.pi * number / self.until)) if self.moves(number) else 0.0
 
     def order(self, number: int, name: str) -> Order:
         """The network, and how many weights to move."""

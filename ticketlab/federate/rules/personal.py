@@ -1,8 +1,9 @@
 """Personal tickets: each client prunes its own network, and the server averages where they overlap.
 
-Source: LotteryFL (Li et al. 2020, algorithm 1). Differs from it: accuracy that decides about pruning is read on the
-client's own held-out examples, never on test data; the weights that go are the smallest of its own training, not of
-the average, which would give all clients one mask; means are weighted by examples unless `uniform`.
+Source: LotteryFL (Li et al. 2020, algorithm 1): where the network that comes is good enough here, the mask shrinks and
+the ticket restarts from the first weights. Differs from it: that accuracy is read on the client's held-out examples,
+never on test data; the weights that go are the smallest after the client's own training, not of the average, which
+would give all clients one mask, and the restart is the next round's; means are weighted by examples unless `uniform`.
 """
 
 from __future__ import annotations
@@ -45,14 +46,13 @@ class Personal:
         self.network, self.origin, self.uniform = start, start, uniform
         self.gate = {"accuracy": accuracy, "rate": rate, "target": target}
         self.masks: dict[str, Mask] = dict.fromkeys(clients, start.mask)
+        self.restarting: set[str] = set()
 
     def order(self, number: int, name: str) -> Order:
-        """The global network under the client's own mask."""
+        """The global network under the client's own mask, or the origin where that has just shrunk."""
         mask = self.masks[name]
-        if self.network is self.origin:
-            return Order(self.origin, self.gate, origin=self.origin)
-        own = Sparse(mask, masked(self.network.state, mask), self.network.facts)
-        return Order(own, self.gate, origin=self.origin)
+        state = self.origin.state if name in self.restarting else self.network.state
+        return Order(Sparse(mask, masked(state, mask), self.network.facts), self.gate)
 
     def accepts(self, name: str, answer: Sparse) -> str | None:
         """A mask may lose weights and gain none."""
@@ -64,6 +64,8 @@ class Personal:
     def merge(self, number: int, answers: Sequence[Answer]) -> dict[str, Any]:
         """Mean of each weight over the clients that keep it."""
         for answer in answers:
+            has_shrunk = remaining(answer.network.mask) < remaining(self.masks[answer.name])
+            (self.restarting.add if has_shrunk else self.restarting.discard)(answer.name)
             self.masks[answer.name] = answer.network.mask
         weights = [1 if self.uniform else answer.examples for answer in answers]
         states, masks = [a.network.state for a in answers], [a.network.mask for a in answers]
@@ -76,11 +78,12 @@ class Personal:
 
     def memory(self) -> Memory:
         """Every client's mask."""
-        return Memory({f"{name}/{layer}": kept for name, mask in self.masks.items() for layer, kept in mask.items()})
+        masks = {f"{name}/{layer}": kept for name, mask in self.masks.items() for layer, kept in mask.items()}
+        return Memory(masks, {"restarting": sorted(self.restarting)})
 
     def recall_(self, network: Sparse, memory: Memory) -> None:
         """Take up every client's mask."""
-        self.network = network
+        self.network, self.restarting = network, set(memory.facts["restarting"])
         for name, mask in self.masks.items():
             self.masks[name] = {layer: memory.tensors[f"{name}/{layer}"].bool() for layer in mask}
 
@@ -98,23 +101,17 @@ def _shared(one: Mask, other: Mask) -> float:
     return both / sum(int((kept | other[name]).sum()) for name, kept in one.items())
 
 
-@works.register("personal", needs={"last"})
+@works.register("personal")
 def personal(work: Work) -> Reply:
-    """Where the network that came is good enough here, prune a fifth more and restart; then train.
-
-    The smallest of the weights that were trained here last go; a client that remembers none goes by those that came.
-    """
-    mask: Mask = work.received.mask
-    state: dict[str, Tensor] = work.received.state
-    task = work.task
+    """Train; where the network that came was good enough here, a share of the smallest weights goes then."""
+    task, mask = work.task, work.received.mask
     if len(work.validation) == 0:
         raise TicketlabError("rule personal needs examples to judge by: raise federate.holdout")
-    if density(mask) > task["target"] and judge(work.model, state, work.validation) > task["accuracy"]:
-        assert work.origin is not None, "an origin travels with the mask"
-        mask = pruned(state if work.last is None else work.last.state, mask, task["rate"], task["target"])
-        state = masked(work.origin.state, mask)
-    done = fit(work, mask, state)
-    return Reply(Sparse(mask, done.state, {}), done.loss)
+    is_good = judge(work.model, work.received.state, work.validation) > task["accuracy"]
+    done = fit(work, mask, work.received.state)
+    if is_good and density(mask) > task["target"]:
+        mask = pruned(done.state, mask, task["rate"], task["target"])
+    return Reply(Sparse(mask, masked(done.state, mask), {}), done.loss)
 
 
 def pruned(state: dict[str, Tensor], mask: Mask, rate: float, target: float) -> Mask:

@@ -21,8 +21,6 @@ class Order:
     network: Sparse
     task: dict[str, Any] = field(default_factory=dict)
     """What the client's part of the rule needs to know, as JSON."""
-    origin: Sparse | None = None
-    """The weights that a client's own ticket restarts from; travels together with masks only."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +92,6 @@ class Work:
     model: nn.Module
     """Built for the network that came."""
     received: Sparse
-    origin: Sparse | None
-    last: Sparse | None
-    """The client's own network after the last round it trained in, where the rule needs it and it is remembered."""
     train: Examples
     validation: Examples
     """The client's own examples held out to judge by; may be empty."""
@@ -117,4 +112,4 @@ class Reply:
 
 
 works: Registry[Callable[[Work], Reply]] = Registry("client's side of a rule")
-"""Name → what a client does; needs `last` where it looks at its own network of the round before."""
+"""Name → what a client does."""
