@@ -222,6 +222,8 @@ class FederateSection(Section):
     holdout: Fraction = 0.1
     """Share of its examples that a client does not train on: by one half it decides (rule personal), the other half
     gives the accuracy shown. Where people or hospitals have test examples of their own, these give it."""
+    examples_per_client: Annotated[int, Field(ge=1)] | None = None
+    """Examples that a client uses at most, the first of its part in a drawn order; left out, all."""
     clients_per_round: Annotated[int, Field(ge=1)] | None = None
     """Clients drawn for each round; left out, all."""
     precision: Literal["float32", "float16"] = "float32"

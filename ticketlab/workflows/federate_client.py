@@ -136,12 +136,12 @@ def examples_of(facts: dict[str, Any], settings: FederateSection, task: Task, fo
     seed = derive_seed(settings.seed, "holdout", task["index"])
     found = own_examples(places.root, facts) if places.root else None
     if found is not None:
-        return _held_out(found, settings.holdout, seed, None)
+        return _held_out(found, settings, seed, None)
     splits = split(load_dataset(facts["data"], places), facts["validation"], facts["split_seed"], facts.get("examples"))
     shared = splits.of_clients
     parts = partitions.find(settings.partition)(shared, task["clients"], settings.seed, **settings.partition_options)
     mine = shared.some(parts[task["index"]])
-    return _held_out(mine, settings.holdout, seed, _of_same_group(splits.test, mine))
+    return _held_out(mine, settings, seed, _of_same_group(splits.test, mine))
 
 
 def _of_same_group(test: Examples, mine: Examples) -> Examples | None:
@@ -152,14 +152,14 @@ def _of_same_group(test: Examples, mine: Examples) -> Examples | None:
     return test.some(same) if len(same) else None
 
 
-def _held_out(found: Examples, holdout: float, seed: int, test: Examples | None) -> Own:
+def _held_out(found: Examples, settings: FederateSection, seed: int, test: Examples | None) -> Own:
     """Examples to train on, to decide by, and to show accuracy on: of the share held out a half each, or all and
     `test`; where none are held out, those that it trains on."""
-    count = round(holdout * len(found))
-    order = permutation(len(found), seed)
+    order = permutation(len(found), seed)[: settings.examples_per_client]
+    count = round(settings.holdout * len(order))
     judged, rest = order[:count], order[count:].sort().values
     if not len(rest):
-        raise DataError(f"{len(found)} examples here are too few to hold {holdout:g} of them out")
+        raise DataError(f"{len(order)} examples here are too few to hold {settings.holdout:g} of them out")
     train = found.some(rest)
     if test is not None:
         return Own(train, found.some(judged), test)
