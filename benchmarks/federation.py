@@ -1,7 +1,7 @@
-"""Federated tickets beside their controls, with intervals; rounds, clients, partition and seeds the same for all arms.
+"""Federated tickets beside their controls, with intervals; all arms have the same rounds, clients, parts and seeds.
 
-    python benchmarks/federation.py labels --runs DIR     # MNIST, 10 clients of 600 digits, Dirichlet 0.5 and two shards
-    python benchmarks/federation.py people --runs DIR     # human activity, 30 people: personal tickets, one global network
+    python benchmarks/federation.py labels --runs DIR    # MNIST, 10 clients of 600 digits, two partitions
+    python benchmarks/federation.py people --runs DIR    # human activity, 30 people, personal tickets
     python benchmarks/federation.py labels --show --runs DIR
 
 The clients are trained one after the other in this process, with the messages of real ones. Each round is kept: the
@@ -75,8 +75,9 @@ def labels(machine: Machine, seeds: tuple[int, ...], is_over: bool) -> Iterator[
     for partition, told in PARTITIONS.items():
         for seed in seeds:
             for arm, (level, start, more) in LABELS.items():
-                settings = {**shared, **told, **more, "seed": seed}
-                yield {"partition": partition, **_arm(machine, run, arm, level, start, settings, seed, 10, is_over)}
+                settings = {**shared, **told, **more, "start": start, "seed": seed}
+                given = shipment(run, machine.places, level, seed + 1)
+                yield {"partition": partition, **_arm(machine, given, arm, settings, 10, is_over)}
 
 
 def people(machine: Machine, seeds: tuple[int, ...], is_over: bool) -> Iterator[dict[str, Any]]:
@@ -85,8 +86,8 @@ def people(machine: Machine, seeds: tuple[int, ...], is_over: bool) -> Iterator[
     shared = {"rounds": 20, "epochs": 5, "lr": 0.05, "batch_size": 32, "partition": "group", "holdout": 0.1}
     for seed in seeds:
         for arm, (level, start, more) in PEOPLE.items():
-            settings = {**shared, **more, "seed": seed}
-            yield _arm(machine, run, arm, level, start, settings, seed, 30, is_over)
+            given = shipment(run, machine.places, level, seed + 1)
+            yield _arm(machine, given, arm, {**shared, **more, "start": start, "seed": seed}, 30, is_over)
 
 
 def _pruned(machine: Machine, recipe: str, *overrides: str) -> RunStore:
@@ -97,13 +98,13 @@ def _pruned(machine: Machine, recipe: str, *overrides: str) -> RunStore:
 
 
 def _arm(
-    machine: Machine, run: RunStore, arm: str, level: int, start: str, settings: Mapping[str, Any], seed: int,
-    clients: int, is_over: bool,
-) -> dict[str, Any]:  # fmt: skip
-    given = shipment(run, machine.places, level, seed + 1)
+    machine: Machine, given: Shipment, arm: str, settings: dict[str, Any], clients: int, is_over: bool
+) -> dict[str, Any]:
+    """One federation; `is_over` only reads it."""
+    seed = settings["seed"]
     asked = Asked(
         tuple(f"c{index:02d}" for index in range(clients)),
-        FederateSection.model_validate({**settings, "start": start}),
+        FederateSection.model_validate(settings),
         simulated=True,
     )
     asked.check()
@@ -114,7 +115,7 @@ def _arm(
     if not is_over:
         federate(Direct(clients, train, {"data": request["data"] or ""}), store, request)
     rounds = read_rounds(store, settings["rounds"])
-    begin = starting(given, start, machine.places)
+    begin = starting(given, settings["start"], machine.places)
     sizes = len(plain_bytes(begin.state))
     print(f"{place}: {100 * rounds[-1]['test_accuracy']:.2f} %", flush=True)
     return {
@@ -142,10 +143,17 @@ def show_labels(found: list[dict[str, Any]]) -> None:
         by = {(row["arm"], row["seed"]): row for row in rows}
         seeds = sorted({row["seed"] for row in rows})
         print(f"\n{partition}, n = {len(seeds)}")
-        print(
-            "| arm | alone | test accuracy | − dense, warm | − fresh weights | up, first round | up, later | down, later |"
-        )
-        print("|---|---|---|---|---|---|---|---|")
+        heads = [
+            "arm",
+            "alone",
+            "test accuracy",
+            "− dense, warm",
+            "− fresh weights",
+            "up, first",
+            "up, later",
+            "down, later",
+        ]
+        print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
         for arm in LABELS:
             last = [100 * by[arm, seed]["rounds"][-1]["test_accuracy"] for seed in seeds]
             warm, fresh = (
