@@ -26,6 +26,8 @@ QUIET = {
     "PYTHONUNBUFFERED": "1",
 }
 """No word to the makers of Flower, nothing installed while running, one thread each."""
+TESTED = ((1, 41), (1, 43))
+"""Versions of Flower from the first up to, not including, the second."""
 GRACE = 12.0  # seconds to end in order
 
 
@@ -92,14 +94,25 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def wait_for(port: int, child: Child, seconds: float = 60.0) -> None:
+def is_free(host: str, port: int) -> bool:
+    """Whether a program could listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def wait_for(port: int, child: Child, seconds: float = 60.0, host: str = "127.0.0.1") -> None:
     """Return once a program listens; raises FailedRun where it ends or takes too long."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         child.check()
-        with socket.socket() as knock:
-            if knock.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
+            return
         time.sleep(0.1)
     raise FailedRun(f"{child.name} does not answer within {seconds:.0f} s ({child.log})")
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from ticketlab import federate
 from ticketlab.codec import Sparse, encode
 from ticketlab.data.partition import partitions
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
-from ticketlab.federate.keys import client_key, make_authority, server_certificate
-from ticketlab.federate.processes import Child, flwr, free_port, start, stop, wait_for
+from ticketlab.federate.address import Address
+from ticketlab.federate.keys import Authority, client_key, make_authority, server_certificate
+from ticketlab.federate.processes import TESTED, Child, flwr, free_port, is_free, start, stop, wait_for
 from ticketlab.registry import check_options
+from ticketlab.runs.lab import Enrolled
 from ticketlab.runs.manifest import short_hash
 from ticketlab.runs.store import RunStore
+from ticketlab.workflows.enroll import Door, door, expected, lab_authority
 from ticketlab.workflows.federate_server import FAILURE, REQUEST, round_name
 from ticketlab.workflows.run import Machine, outcome
 from ticketlab.workflows.ship import Shipment
@@ -28,8 +32,6 @@ from ticketlab.workflows.train_level import Notice
 APP = Path(federate.__path__[0]) / "app"
 LAB = "lab"
 RESULT = "federated.json"
-TESTED = ((1, 41), (1, 43))
-"""Versions of Flower from the first up to, not including, the second."""
 POLL = 0.2
 
 
@@ -70,7 +72,11 @@ Event = Notice | dict[str, Any]
 
 
 def federate_ticket(
-    given: Shipment, settings: Settings, machine: Machine, should_stop: Callable[[], bool] = lambda: False
+    given: Shipment,
+    settings: Settings,
+    machine: Machine,
+    should_stop: Callable[[], bool] = lambda: False,
+    host: str | None = None,
 ) -> Iterator[Event]:
     """Train across clients; yields notices, each finished round, and at the end the record of the whole.
 
@@ -82,18 +88,23 @@ def federate_ticket(
     request = _request(given, settings, machine)
     split_among = partitions.find(settings.partition)
     split_among(given.splits.train.labels, len(settings.clients), settings.seed, **request["partition_options"])
+    entrance = _entrance(machine.runs, settings.clients, host)
     store = RunStore(machine.runs / f"{given.store.name}-federated-{_hash(given, request)}")
+    if not all(store.has_result(round_name(number)) for number in range(1, settings.rounds + 1)):
+        entrance.check()
     with store.lock():
         _open(store, given, request)
         store.forget(FAILURE)
         missing = [number for number in range(1, settings.rounds + 1) if not store.has_result(round_name(number))]
-        yield Notice(f"{store.name}: {', '.join(settings.clients)} are not enrolled and run here, as local processes")
+        local = [name for name in settings.clients if name not in entrance.expected]
+        if local:
+            yield Notice(f"{store.name}: not enrolled, so local processes here: {', '.join(local)}")
         for number in range(1, settings.rounds + 1):
             if number not in missing:
                 yield store.read_result(round_name(number))
         with outcome(store):
             if missing:
-                yield from _rounds(store, request, missing, should_stop)
+                yield from _rounds(store, request, missing, entrance, should_stop)
             record = _record(store, given, request)
             store.write_result(RESULT, record)
         yield record
@@ -110,12 +121,19 @@ def check_flower() -> None:
 
 
 def _rounds(
-    store: RunStore, request: Mapping[str, Any], missing: Sequence[int], should_stop: Callable[[], bool]
+    store: RunStore,
+    request: Mapping[str, Any],
+    missing: Sequence[int],
+    entrance: Entrance,
+    should_stop: Callable[[], bool],
 ) -> Iterator[Event]:
     """Start everything, follow the rounds, stop everything."""
-    with _flower(store, request["clients"], request["data"]) as (home, children):
+    with _flower(store, request["clients"], request["data"], entrance) as (home, children):
         answer = flwr(home, "run", str(APP), LAB, "--run-config", f'folder="{store.path.resolve()}"')
         run = str(answer["run-id"])
+        until = f"{datetime.now() + timedelta(seconds=request['join_timeout']):%H:%M}"
+        for name in entrance.expected:
+            yield Notice(f"waiting for {name} until {until}; on it run: ticketlab client join {name}.join --data DIR")
         try:
             for number in missing:
                 while not store.has_result(round_name(number)):
@@ -138,17 +156,43 @@ def _check(store: RunStore, children: Sequence[Child]) -> None:
         child.check()
 
 
+@dataclass(frozen=True)
+class Entrance:
+    """Who comes in from outside, where, and under whose certificate."""
+
+    expected: Mapping[str, Enrolled]
+    door: Door
+    authority: Authority
+
+    def check(self) -> None:
+        """Raise TicketlabError where another program has the port."""
+        if not is_free(self.door.host, self.door.port):
+            raise TicketlabError(
+                f"{self.door.host}:{self.door.port} cannot be listened on: another program or federation has it; "
+                "stop that, or enroll the clients with another port"
+            )
+
+
+def _entrance(runs: Path, clients: Sequence[str], host: str | None) -> Entrance:
+    """The lab's, where any client is enrolled; else loopback alone, a free port and an authority for this time."""
+    outside = expected(runs, clients)
+    if outside:
+        return Entrance(outside, door(runs, outside.values(), host), lab_authority(runs))
+    return Entrance({}, Door("127.0.0.1", free_port(), ("localhost", "127.0.0.1")), make_authority())
+
+
 @contextmanager
-def _flower(store: RunStore, clients: Sequence[str], data: str | None) -> Iterator[tuple[Path, list[Child]]]:
-    """SuperLink, gate and one SuperNode a client, with fresh keys, all on loopback."""
-    folder = store.path.resolve() / "flower"
-    authority = make_authority()
-    pair = server_certificate(authority, ["localhost", "127.0.0.1"])
+def _flower(
+    store: RunStore, clients: Sequence[str], data: str | None, entrance: Entrance
+) -> Iterator[tuple[Path, list[Child]]]:
+    """SuperLink, gate and one SuperNode for each client that is not enrolled."""
+    folder, door = store.path.resolve() / "flower", entrance.door
+    pair = server_certificate(entrance.authority, door.names)
     keys = store.part("flower/keys")
-    keys.write_secret("ca.crt", authority.certificate)
+    keys.write_secret("ca.crt", entrance.authority.certificate)
     keys.write_secret("server.crt", pair.public)
     keys.write_secret("server.key", pair.private)
-    inner, outer = free_port(), free_port()
+    inner = free_port()
     home = folder / "coordinator"
     store.part("flower/coordinator").write_secret(
         "config.toml",
@@ -166,28 +210,39 @@ def _flower(store: RunStore, clients: Sequence[str], data: str | None) -> Iterat
         ]  # fmt: skip
         children.append(start("SuperLink", list(map(str, link)), home, folder / "superlink.log"))
         wait_for(inner, children[-1])
-        door = [
-            sys.executable, "-m", "ticketlab.federate.gate", "127.0.0.1", outer, f"127.0.0.1:{inner}",
+        # known before the gate opens, so that no client is refused that comes at once
+        for name in clients:
+            keys.write_secret(f"{name}.pub", _public_key(keys, name, entrance.expected))
+            flwr(home, "supernode", "register", str(secrets / f"{name}.pub"), LAB, "--name", name)
+        gate = [
+            sys.executable, "-m", "ticketlab.federate.gate", door.host, door.port, f"127.0.0.1:{inner}",
             secrets / "server.crt", secrets / "server.key", secrets / "ca.crt",
         ]  # fmt: skip
-        children.append(start("gate", list(map(str, door)), home, folder / "gate.log"))
-        wait_for(outer, children[-1])
+        children.append(start("gate", list(map(str, gate)), home, folder / "gate.log"))
+        wait_for(door.port, children[-1], host=door.local)
         for name in clients:
-            key = client_key()
-            keys.write_secret(f"{name}.pub", key.public)
-            keys.write_secret(name, key.private)
-            flwr(home, "supernode", "register", str(secrets / f"{name}.pub"), LAB, "--name", name)
+            if name in entrance.expected:
+                continue
             node = [
                 tools / "flower-supernode", "--root-certificates", secrets / "ca.crt",
-                "--superlink", f"127.0.0.1:{outer}", "--host", "127.0.0.1", "--port", free_port(),
+                "--superlink", str(Address(door.local, door.port)), "--host", "127.0.0.1", "--port", free_port(),
                 "--auth-supernode-private-key", secrets / name, "--node-config", f'name="{name}" data="{data or ""}"',
             ]  # fmt: skip
-            own = store.part(f"flower/{name}")
+            own = store.part(f"flower/clients/{name}")
             own.write_secret("name", name.encode())
-            children.append(start(name, list(map(str, node)), own.path.resolve(), folder / f"{name}.log"))
+            children.append(start(name, list(map(str, node)), own.path.resolve(), own.path.resolve() / "flower.log"))
         yield home, children
     finally:
         stop(children)
+
+
+def _public_key(keys: RunStore, name: str, outside: Mapping[str, Enrolled]) -> bytes:
+    """The key that a client signs with: of its device, or a fresh one for a local process."""
+    if name in outside:
+        return outside[name].public_key.encode()
+    pair = client_key()
+    keys.write_secret(name, pair.private)
+    return pair.public
 
 
 def _request(given: Shipment, settings: Settings, machine: Machine) -> dict[str, Any]:
