@@ -49,7 +49,7 @@ def decode_join(content: bytes) -> JoinFile:
         raise TicketlabError("not a join file; ticketlab client enroll makes one")
     if told.get("version") != VERSION:
         raise TicketlabError(
-            f"version {told.get('version')} of join files, this ticketlab reads {VERSION}; use one version on both sides"
+            f"version {told.get('version')} of join files, this ticketlab reads {VERSION}; use the same on both sides"
         )
     missing = [name for name in FIELDS if not isinstance(told.get(name), str)]
     if missing:
