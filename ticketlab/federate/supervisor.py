@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from ticketlab.federate.processes import Child, stop
 SHORTEST, LONGEST = 4.0, 15.0  # seconds before trying again
 LEASE = 75.0
 """Seconds, with some to spare, in which Flower takes a client that crashed for online still and refuses it."""
+SIGNED_OFF = (0, -signal.SIGINT)
+"""How a SuperNode ends that a coordinator does not know any more."""
 REMIND = 600.0  # seconds until what has not changed is said again
 POLL = 0.25
 ONLINE, LOST, AGAIN, REFUSED = "SuperNode ID:", "Connection attempt failed", "Connection successful", "[code: 2004]"
@@ -63,7 +66,8 @@ def supervise(server: str, launch: Callable[[], Child], look: Look, should_stop:
             if should_stop():
                 break
             if was_connected:
-                wait, crashed = SHORTEST, time.monotonic()
+                wait = SHORTEST
+                crashed = crashed if child.process.returncode in SIGNED_OFF else time.monotonic()
             yield _why(child, was_connected, time.monotonic() - crashed, wait)
         _pause(wait, should_stop)
         wait = min(1.4 * wait, LONGEST)
@@ -99,10 +103,8 @@ def _why(child: Child, was_connected: bool, since_crash: float, wait: float) -> 
         )
         return Told("refused", reason, wait)
     status = child.process.returncode
-    if was_connected:
-        return Told(
-            "ended", f"the connection ended (SuperNode's status {status}): stopped coordinator, or a crash", wait
-        )
+    if was_connected and status in SIGNED_OFF:
+        return Told("ended", "the coordinator stopped, or was started again", wait)
     last = next((line for line in reversed(lines) if line.strip()), "nothing")
     return Told("ended", f"the SuperNode ended with status {status}: {last} ({child.log})", wait)
 
