@@ -34,8 +34,8 @@ CALLS = frozenset(
 """What a registered node needs; registering and unregistering are the coordinator's."""
 LARGEST = 16 << 20
 """Bytes of a request; Flower sends arrays in pieces of 5 MB."""
-AT_ONCE = 64
-"""Connections; more are answered with 503, so that strangers cannot fill the memory."""
+AT_ONCE = 256
+"""Connections, of which a client has a few; more are answered with 503, which bounds what strangers can fill."""
 PATIENCE = 60.0  # seconds for the SuperLink to answer
 HOP_BY_HOP = frozenset({b"host", b"connection", b"content-length", b"transfer-encoding", b"keep-alive", b"upgrade"})
 
