@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-DAYS = 825
-"""Validity of a server's certificate; longer ones are refused by some systems."""
+DAYS = 60
+"""Validity of a server's certificate: made anew at every start, and its key stays with the run."""
 AUTHORITY_DAYS = 3650
 """Of an authority: devices hold it, so it outlives their keys."""
 SKEW = timedelta(days=1)

@@ -73,6 +73,13 @@ class LabStore:
         """Keep a client; replaces the one of its name."""
         write_json(self.path / "clients" / f"{client.name}.json", asdict(client))
 
+    def write_join(self, path: Path, content: bytes) -> None:
+        """Put a client's join file where it is copied from; its owner alone may read it."""
+        try:
+            write_bytes(path, content, mode=0o600)
+        except OSError as error:
+            raise RunError(f"{path}: {error.strerror}; name another file with --out") from error
+
     def clients(self) -> list[Enrolled]:
         """All clients that were ever enrolled, by name."""
         return [_client(path) for path in sorted((self.path / "clients").glob("*.json"))]

@@ -14,7 +14,6 @@ from ticketlab.federate.join_file import JoinFile, encode_join
 from ticketlab.federate.keys import Authority, client_key, make_authority, valid_until
 from ticketlab.registry import did_you_mean
 from ticketlab.runs.lab import Enrolled, LabStore
-from ticketlab.runs.whole import write_bytes
 
 State = Literal["enrolled", "revoked", "expired"]
 
@@ -55,10 +54,7 @@ def enroll(
             raise TicketlabError(f"--days {days}: the lab's own certificate ends in {last} days; use at most those")
         client = Enrolled(name, str(address), pair.public.decode(), _text(now), _text(expires))
         join = JoinFile(name, client.server, authority.certificate.decode(), pair.private.decode(), client.expires)
-        try:
-            write_bytes(path, encode_join(join), mode=0o600)
-        except OSError as error:
-            raise TicketlabError(f"{path}: {error.strerror}; name another file with --out") from error
+        lab.write_join(path, encode_join(join))
         lab.write_client(client)
     return client, path
 
