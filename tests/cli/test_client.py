@@ -14,11 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 from ticketlab.cli.app import app
+from ticketlab.errors import TicketlabError
 from ticketlab.federate.join_file import decode_join, encode_join
 from ticketlab.federate.processes import free_port
 from ticketlab.runs.device import DeviceStore
 from ticketlab.runs.lab import LabStore
-from ticketlab.workflows.join import _stop_orphan
+from ticketlab.workflows.join import _stop_orphan, join
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,6 +76,18 @@ def test_a_join_file_that_is_out_of_date_is_refused_with_the_way_out(run, tmp_pa
     path.write_bytes(encode_join(replace(decode_join(path.read_bytes()), expires="2020-01-01T00:00:00+00:00")))
     ran = run("join", path)
     assert ran.exit_code == 2 and "ticketlab client enroll pi1 --server lab.local:8443 --again" in ran.stderr
+
+
+def test_a_device_without_flower_is_told_so(run, tmp_path):
+    run("enroll", "pi1", "--server", "lab.local:8443")
+    with pytest.raises(TicketlabError, match=r"supernode is not there; install Flower beside ticketlab"):
+        next(join(tmp_path / "pi1.join", None, lambda: True, launcher=tmp_path / "supernode"))
+
+
+def test_a_data_folder_that_is_not_there_is_told(run, tmp_path):
+    run("enroll", "pi1", "--server", "lab.local:8443")
+    ran = run("join", "pi1.join", "--data", tmp_path / "none")
+    assert ran.exit_code == 2 and "no folder that can be read" in ran.stderr
 
 
 def test_the_unit_is_on_stdout_and_how_to_install_it_is_not(run, tmp_path):

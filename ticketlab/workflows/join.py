@@ -54,13 +54,15 @@ def join(
     check_usable(told, path, data)
     if readable_by_others(path):
         yield f"warning: other users can read {path}, and so the private key in it: chmod 600 {path}"
+    program = launcher or Path(sys.executable).parent / "flower-supernode"
+    if not program.exists():
+        raise TicketlabError(f"{program} is not there; install Flower beside ticketlab: pip install 'flwr>=1.41,<1.43'")
     store = device_store(told.name)
     with store.lock():
         store.unpack(told.authority.encode(), told.private_key.encode())
         _stop_orphan(store)
 
         def launch() -> Child:
-            program = launcher or Path(sys.executable).parent / "flower-supernode"
             child = start(told.name, node_command(program, told, store, data), store.home.resolve(), store.fresh_log())
             store.write_pid(child.process.pid)
             return child
