@@ -14,6 +14,8 @@ SAYS = {
     "crashes": "print('SuperNode ID: 7', flush=True); time.sleep(.6); os.kill(os.getpid(), 9)",
     "is refused": "print('[code: 2004] Failed to activate SuperNode.', flush=True); sys.exit(1)",
     "breaks": "print('ImportError: no torch', flush=True); sys.exit(3)",
+    "hangs": "print('SuperNode ID: 7\\nGiving up reconnection\\nSuperNode terminated gracefully.', flush=True); "
+    "time.sleep(60)",
     "loses": "print('SuperNode ID: 7\\nConnection attempt failed, retrying', flush=True); time.sleep(1.2); "
     "print('Connection successful after 1 seconds and 2 tries.', flush=True); time.sleep(60)",
 }
@@ -55,7 +57,7 @@ def test_a_crash_is_told_restarted_refused_for_a_while_and_overcome(tmp_path):
     events = Lab(tmp_path, "crashes", "is refused", "is refused", "connects").events(5)
     assert [event.state for event in events] == ["connected", "ended", "refused", "refused", "connected", "stopped"]
     assert "status -9" in events[1].reason
-    assert "because of the crash less than 60 s ago" in events[2].reason
+    assert "because of the crash (or cut connection) less than 60 s ago" in events[2].reason
     assert events[3].wait > events[2].wait
 
 
@@ -75,6 +77,14 @@ def test_a_lost_network_is_told_while_flower_tries_by_itself(tmp_path):
     events = lab.events(3)
     assert [event.state for event in events] == ["connected", "unreachable", "connected", "stopped"]
     assert len(lab.children) == 1
+
+
+def test_a_supernode_that_hangs_after_its_last_words_is_ended_and_started_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "HANGS", 0.2)
+    events = Lab(tmp_path, "hangs", "is refused", "connects").events(4)
+    assert [event.state for event in events] == ["connected", "ended", "refused", "connected", "stopped"]
+    assert "the connection was cut and Flower gave up" in events[1].reason
+    assert "(or cut connection)" in events[2].reason
 
 
 def test_what_else_ends_it_is_told_with_its_last_words(tmp_path):

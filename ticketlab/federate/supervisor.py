@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 import time
@@ -22,6 +23,10 @@ POLL = 0.25
 ONLINE, LOST, AGAIN, REFUSED = "SuperNode ID:", "Connection attempt failed", "Connection successful", "[code: 2004]"
 """What a SuperNode says that tells how it stands."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+GIVEN_UP, OVER = "Giving up reconnection", ("SuperNode terminated", "Exit Code:")
+"""What it says before it ends; after a network that swallowed packets it then hangs instead."""
+HANGS = 10.0  # seconds to end after saying so
 
 State = Literal["connected", "unreachable", "refused", "ended", "stopped"]
 
@@ -67,7 +72,7 @@ def supervise(server: str, launch: Callable[[], Child], look: Look, should_stop:
                 break
             if was_connected:
                 wait = SHORTEST
-                crashed = crashed if child.process.returncode in SIGNED_OFF else time.monotonic()
+                crashed = crashed if _has_signed_off(child) else time.monotonic()
             yield _why(child, was_connected, time.monotonic() - crashed, wait)
         _pause(wait, should_stop)
         wait = min(1.4 * wait, LONGEST)
@@ -77,13 +82,15 @@ def supervise(server: str, launch: Callable[[], Child], look: Look, should_stop:
 def _follow(server: str, child: Child, look: Look, should_stop: Stop) -> Generator[Told, None, bool]:
     """Tell what a SuperNode says while it runs; returns whether it was ever connected."""
     was_connected = is_lost = False
-    read = 0
-    while child.process.poll() is None and not should_stop():
+    read, end = 0, math.inf
+    while child.process.poll() is None and not should_stop() and time.monotonic() < end:
         lines, read = new_lines(child.log, read)
         for line in lines:
             if ONLINE in line or (AGAIN in line and is_lost):
                 was_connected, is_lost = True, False
                 yield Told("connected", f"connected to {server}")
+            elif any(words in line for words in OVER):
+                end = min(end, time.monotonic() + HANGS)
             elif LOST in line and not is_lost and (problem := look()) is not None:
                 is_lost = True
                 yield Told("unreachable", f"{problem}; Flower tries again by itself")
@@ -91,18 +98,26 @@ def _follow(server: str, child: Child, look: Look, should_stop: Stop) -> Generat
     return was_connected
 
 
+def _has_signed_off(child: Child) -> bool:
+    """Whether the coordinator knows that this client has gone, or has itself gone."""
+    lines, _ = new_lines(child.log, 0)
+    return child.process.returncode in SIGNED_OFF and not any(GIVEN_UP in line for line in lines)
+
+
 def _why(child: Child, was_connected: bool, since_crash: float, wait: float) -> Told:
     """Why a SuperNode has ended: Flower refuses unknown keys and clients that just crashed alike; the clock tells."""
     lines, _ = new_lines(child.log, 0)
     if any(REFUSED in line for line in lines):
         if since_crash < LEASE:
-            return Told("refused", "refused because of the crash less than 60 s ago, as Flower does", wait)
+            return Told("refused", "refused because of the crash (or cut connection) less than 60 s ago", wait)
         reason = (
             "the coordinator does not take this key: not in this federation, not yet or no longer enrolled, "
             "or connected from elsewhere until less than 60 s ago"
         )
         return Told("refused", reason, wait)
     status = child.process.returncode
+    if was_connected and any(GIVEN_UP in line for line in lines):
+        return Told("ended", "the connection was cut and Flower gave up", wait)
     if was_connected and status in SIGNED_OFF:
         return Told("ended", "the coordinator stopped, or was started again", wait)
     last = next((line for line in reversed(lines) if line.strip()), "nothing")
