@@ -14,8 +14,7 @@ SAYS = {
     "crashes": "print('SuperNode ID: 7', flush=True); time.sleep(.6); os.kill(os.getpid(), 9)",
     "is refused": "print('[code: 2004] Failed to activate SuperNode.', flush=True); sys.exit(1)",
     "breaks": "print('ImportError: no torch', flush=True); sys.exit(3)",
-    "hangs": "print('SuperNode ID: 7\\nGiving up reconnection\\nSuperNode terminated gracefully.', flush=True); "
-    "time.sleep(60)",
+    "hangs": "print('SuperNode ID: 7\\nGiving up reconnection after 30 seconds', flush=True); time.sleep(60)",
     "loses": "print('SuperNode ID: 7\\nConnection attempt failed, retrying', flush=True); time.sleep(1.2); "
     "print('Connection successful after 1 seconds and 2 tries.', flush=True); time.sleep(60)",
 }

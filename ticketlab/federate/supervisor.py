@@ -24,8 +24,8 @@ ONLINE, LOST, AGAIN, REFUSED = "SuperNode ID:", "Connection attempt failed", "Co
 """What a SuperNode says that tells how it stands."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
-GIVEN_UP, OVER = "Giving up reconnection", ("SuperNode terminated", "Exit Code:")
-"""What it says before it ends; after a network that swallowed packets it then hangs instead."""
+GIVEN_UP, EXITS = "Giving up reconnection", "Exit Code:"
+"""What it says before it ends; after a network that swallowed packets it hangs instead, on threads of its own."""
 HANGS = 10.0  # seconds to end after saying so
 
 State = Literal["connected", "unreachable", "refused", "ended", "stopped"]
@@ -89,7 +89,7 @@ def _follow(server: str, child: Child, look: Look, should_stop: Stop) -> Generat
             if ONLINE in line or (AGAIN in line and is_lost):
                 was_connected, is_lost = True, False
                 yield Told("connected", f"connected to {server}")
-            elif any(words in line for words in OVER):
+            elif GIVEN_UP in line or EXITS in line:
                 end = min(end, time.monotonic() + HANGS)
             elif LOST in line and not is_lost and (problem := look()) is not None:
                 is_lost = True
