@@ -1,12 +1,10 @@
 """The gate with real TLS on loopback: what goes through, and what does not."""
 
 import ssl
-import threading
-import time
 
 import httpx
 import pytest
-import uvicorn
+from serving import Served
 
 from ticketlab.federate.gate import CALLS, LARGEST, gate
 from ticketlab.federate.keys import make_authority, server_certificate
@@ -17,30 +15,6 @@ def unkept(url, trusted):
     """A client without connections that would outlive the test."""
     limits = httpx.Limits(max_keepalive_connections=0)
     return httpx.AsyncClient(base_url=url, verify=trusted, trust_env=False, limits=limits)
-
-
-class Served:
-    """An ASGI program in a thread, over TLS."""
-
-    def __init__(self, app, files):
-        self.port = free_port()
-        config = uvicorn.Config(
-            app, host="127.0.0.1", port=self.port, ssl_certfile=files / "server.crt", ssl_keyfile=files / "server.key",
-            lifespan="off", ws="none", loop="asyncio", log_level="critical",
-        )  # fmt: skip
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
-
-    def __enter__(self):
-        self.thread.start()
-        end = time.monotonic() + 10
-        while not self.server.started and time.monotonic() < end:
-            time.sleep(0.02)
-        return f"https://127.0.0.1:{self.port}"
-
-    def __exit__(self, *_):
-        self.server.should_exit = True
-        self.thread.join(10)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ticketlab.cli import render
+from ticketlab.cli import client, render
+from ticketlab.cli.options import Json, RunsRoot, Verbose
 from ticketlab.errors import TicketlabError
 
 if TYPE_CHECKING:
@@ -30,20 +31,18 @@ data_app = typer.Typer(help="Data sets on this machine.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(runs_app, name="runs")
 app.add_typer(data_app, name="data")
+app.add_typer(client.app, name="client")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, such as recipes/lenet_mnist.yaml.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="A.B=C", help="Change a field of the recipe.")
 ]
-RunsRoot = Annotated[Path, typer.Option("--runs", help="Folder that runs are kept in.")]
 DataRoot = Annotated[
     Path | None,
     typer.Option("--data", help="Folder with data sets [default: $TICKETLAB_DATA, then the cache]."),
 ]
 RecipesRoot = Annotated[Path, typer.Option("--recipes", help="Folder with recipes.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
 Level = Annotated[int | None, typer.Option(min=0, help="Level of the run [default: the deepest].")]
 Replicate = Annotated[int, typer.Option(min=1, help="Replicate of the run.")]
 RunName = Annotated[
@@ -283,6 +282,7 @@ def federate(
     link: Annotated[
         str | None, typer.Option(help="Rate of each client's link, such as 250kbit: what the bytes would take.")
     ] = None,
+    host: Annotated[str | None, typer.Option(help="Listen for enrolled clients on this address alone.")] = None,
     min_clients: Annotated[int, typer.Option(min=1, help="A round with fewer answers is a failure.")] = 1,
     round_timeout: Annotated[float, typer.Option(min=1, help="Seconds that a round waits for answers.")] = 600,
     join_timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for clients to come online.")] = 120,
@@ -301,7 +301,7 @@ def federate(
         short = {"rounds": rounds, "rule": rule, "partition": partition, "precision": "float16" if float16 else None}
         wanted = Wanted(
             run, level, tuple(name.strip() for name in clients.split(",")), simulate, short, tuple(overrides or ()),
-            min_clients, round_timeout, join_timeout, controls,
+            min_clients, round_timeout, join_timeout, controls, host,
         )  # fmt: skip
         rate = federating.bits_per_second(link) if link else None
         machine = Machine(runs, _places(data), "cpu")

@@ -80,7 +80,9 @@ def one_line_errors(verbose: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def stop_request() -> Iterator[Callable[[], bool]]:
+def stop_request(
+    said: str = "stopping: saving the state first (again to stop at once)",
+) -> Iterator[Callable[[], bool]]:
     """Ctrl-C or SIGTERM asks for a stop, so that the state can be saved first; a second Ctrl-C does not wait.
 
     Before anybody has asked whether to stop there is no state to save, and the first one does not wait either.
@@ -92,7 +94,7 @@ def stop_request() -> Iterator[Callable[[], bool]]:
         if asked or not heard:
             raise KeyboardInterrupt
         asked.append(number)
-        note("stopping: saving the state first (again to stop at once)")
+        note(said)
 
     def should_stop() -> bool:
         heard[:] = [True]

@@ -32,8 +32,10 @@ CALLS = frozenset(
     )
 )
 """What a registered node needs; registering and unregistering are the coordinator's."""
-LARGEST = 64 << 20
+LARGEST = 16 << 20
 """Bytes of a request; Flower sends arrays in pieces of 5 MB."""
+AT_ONCE = 256
+"""Connections, of which a client has a few; more are answered with 503, which bounds what strangers can fill."""
 PATIENCE = 60.0  # seconds for the SuperLink to answer
 HOP_BY_HOP = frozenset({b"host", b"connection", b"content-length", b"transfer-encoding", b"keep-alive", b"upgrade"})
 
@@ -100,6 +102,7 @@ def main() -> None:
         ws="none",
         log_level="warning",
         access_log=False,
+        limit_concurrency=AT_ONCE,
     )
     uvicorn.Server(config).run()
 

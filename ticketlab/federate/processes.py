@@ -26,6 +26,8 @@ QUIET = {
     "PYTHONUNBUFFERED": "1",
 }
 """No word to the makers of Flower, nothing installed while running, one thread each."""
+TESTED = ((1, 41), (1, 43))
+"""Versions of Flower from the first up to, not including, the second."""
 GRACE = 12.0  # seconds to end in order
 
 
@@ -50,22 +52,33 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, **QUIET, "PATH": path, "FLWR_HOME": str(home)}
 
 
-def start(name: str, command: Sequence[str], home: Path, log: Path) -> Child:
-    """Start a program in a process group of its own, so that its children can be stopped with it."""
+def start(name: str, command: Sequence[str], home: Path, log: Path, more: Mapping[str, str] | None = None) -> Child:
+    """Start a program in a process group of its own, so that its children can be stopped with it.
+
+    On Linux it is told to end where this process is killed.
+
+    Args:
+        more: Further environment variables.
+    """
     with log.open("ab") as out:
         process = subprocess.Popen(
-            command, env=environment(home), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            [sys.executable, "-m", "ticketlab.federate.tied", str(os.getpid()), *command],
+            env={**environment(home), **(more or {})},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     return Child(name, process, log)
 
 
 def stop(children: Sequence[Child]) -> None:
-    """End programs, the last one started first; what does not end in order is killed with its children."""
-    for child in reversed(children):
+    """End programs, all at once; what does not end in order is killed with its children."""
+    for child in children:
         if child.process.poll() is None:
             child.process.terminate()
+    for child in children:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.process.wait(GRACE)
+            child.process.wait(2 * GRACE)  # a supervisor gives its own child as long as GRACE
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.process.pid, signal.SIGKILL)
         child.process.wait()
@@ -92,14 +105,25 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def wait_for(port: int, child: Child, seconds: float = 60.0) -> None:
+def is_free(host: str, port: int) -> bool:
+    """Whether a program could listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def wait_for(port: int, child: Child, seconds: float = 60.0, host: str = "127.0.0.1") -> None:
     """Return once a program listens; raises FailedRun where it ends or takes too long."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         child.check()
-        with socket.socket() as knock:
-            if knock.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
+            return
         time.sleep(0.1)
     raise FailedRun(f"{child.name} does not answer within {seconds:.0f} s ({child.log})")
 

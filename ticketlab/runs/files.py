@@ -1,9 +1,8 @@
-"""Files that are whole or absent: written beside their name and renamed; tensors carry a checksum."""
+"""A run's files: tensors with a checksum, files that passed a gate or did not."""
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -16,29 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ticketlab.errors import RunError
+from ticketlab.runs.whole import PARTIAL, damaged, read_json, write_bytes, write_json
+
+__all__ = ["damaged", "read_json", "write_bytes", "write_json"]
 
 T = TypeVar("T")
 
-PARTIAL = ".partial"
 REJECTED = ".rejected"
 """Ends the name of a file that did not pass its gate."""
-
-
-def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Put a file in place at once; a reader or a crash sees the old one or the new one, nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(mode)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def write_judged(path: Path, content: bytes, is_accepted: bool) -> Path:
@@ -63,22 +47,6 @@ def remove_partial(folder: Path) -> None:
     """Delete what a killed process left half-written below a folder."""
     for left in folder.rglob(f".*{PARTIAL}"):
         left.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """One JSON object, indented for people."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises RunError that names a damaged file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise damaged(path, str(error)) from error
-    if not isinstance(content, dict):
-        raise damaged(path, "not a JSON object")
-    return content
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -121,13 +89,6 @@ def tensors_of(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if checksum != str(_checksum(tensors, text)):
         raise ValueError("checksum does not match")
     return tensors, facts
-
-
-def damaged(path: Path, reason: str) -> RunError:
-    """The error for a file that cannot be used, with the way out."""
-    return RunError(
-        f"{path}: damaged ({reason}); delete {path.parent} and run the same command: what it held is computed again"
-    )
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 from ticketlab import federate
 from ticketlab.data.partition import partitions
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
-from ticketlab.federate.keys import client_key, make_authority, server_certificate
-from ticketlab.federate.processes import Child, flwr, free_port, start, stop, wait_for
+from ticketlab.federate.processes import TESTED, Child, flwr
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import FederationEvents
 from ticketlab.workflows.federate_controls import controls_of
+from ticketlab.workflows.federate_flower import LAB, Entrance, entrance_of, running
 from ticketlab.workflows.federate_record import record_of, write_network
 from ticketlab.workflows.federate_request import Asked, request_hash, request_of
 from ticketlab.workflows.federate_server import FAILURE, LIVE, REQUEST, make_rule, round_name
@@ -27,9 +27,6 @@ from ticketlab.workflows.ship import FEDERATED, Shipment
 from ticketlab.workflows.train_level import Notice
 
 APP = Path(federate.__path__[0]) / "app"
-LAB = "lab"
-TESTED = ((1, 41), (1, 43))
-"""Versions of Flower from the first up to, not including, the second."""
 POLL = 0.2
 SILENCE = 30.0
 """Seconds without a word from the rounds, after which Flower is asked whether they still go on."""
@@ -43,11 +40,12 @@ def federate_ticket(
     machine: Machine,
     should_stop: Callable[[], bool] = lambda: False,
     with_controls: bool = False,
+    host: str | None = None,
 ) -> Iterator[Event]:
     """Train across clients; yields notices, how clients stand, each finished round, and at the end the whole record.
 
-    Finished rounds are read, not repeated. Raises Interrupted when asked to stop, FailedRun where the rounds cannot
-    go on.
+    Clients that are enrolled are waited for, the others run here. Finished rounds are read, not repeated. Raises
+    Interrupted when asked to stop, FailedRun where the rounds cannot go on.
     """
     asked.check()
     check_flower()
@@ -56,14 +54,17 @@ def federate_ticket(
     make_rule(begin, settings, asked.clients)
     make = partitions.find(settings.partition)
     make(given.splits.of_clients, len(asked.clients), settings.seed, **settings.partition_options)
+    entrance = entrance_of(machine.runs, asked.clients, host)
     store = RunStore(machine.runs / f"{given.store.name}-federated-{request_hash(request)}")
+    if not all(store.has_result(round_name(number)) for number in range(1, settings.rounds + 1)):
+        entrance.check()
     with store.lock():
         _open(store, given, request)
         store.forget(FAILURE)
         store.forget(LIVE)
         missing = [number for number in range(1, settings.rounds + 1) if not store.has_result(round_name(number))]
         with outcome(store), FederationEvents(store.path) as events:
-            for record in _followed(store, request, missing, should_stop):
+            for record in _followed(store, request, missing, entrance, should_stop):
                 if isinstance(record, dict) and "round" in record:
                     events.round(record)
                 yield record
@@ -81,14 +82,18 @@ def federate_ticket(
 
 
 def _followed(
-    store: RunStore, request: Mapping[str, Any], missing: Sequence[int], should_stop: Callable[[], bool]
+    store: RunStore,
+    request: Mapping[str, Any],
+    missing: Sequence[int],
+    entrance: Entrance,
+    should_stop: Callable[[], bool],
 ) -> Iterator[Event]:
     """Rounds that were finished before, then those that are missing as they are finished."""
     for number in range(1, request["settings"]["rounds"] + 1):
         if number not in missing:
             yield store.read_result(round_name(number))
     if missing:
-        yield from _rounds(store, request, missing, should_stop)
+        yield from _rounds(store, request, missing, entrance, should_stop)
 
 
 def check_flower() -> None:
@@ -102,19 +107,29 @@ def check_flower() -> None:
 
 
 def _rounds(
-    store: RunStore, request: Mapping[str, Any], missing: Sequence[int], should_stop: Callable[[], bool]
+    store: RunStore,
+    request: Mapping[str, Any],
+    missing: Sequence[int],
+    entrance: Entrance,
+    should_stop: Callable[[], bool],
 ) -> Iterator[Event]:
     """Start everything, follow the rounds, stop everything."""
-    with _flower(store, request["clients"], request["data"]) as (home, children):
+    local = [name for name in request["clients"] if name not in entrance.expected]
+    if local:
+        yield Notice(f"{store.name}: not enrolled, so local processes here: {', '.join(local)}")
+    with running(store, request["clients"], request["data"], entrance) as (home, vital):
         answer = flwr(home, "run", str(APP), LAB, "--run-config", f'folder="{store.path.resolve()}"')
         run = str(answer["run-id"])
+        until = f"{datetime.now() + timedelta(seconds=request['join_timeout']):%H:%M}"
+        for name in entrance.expected:
+            yield Notice(f"waiting for {name} until {until}; on it run: ticketlab client join {name}.join --data DIR")
         watch = Watch(store, lambda: _status(home, run))
         try:
             for number in missing:
                 while not store.has_result(round_name(number)):
                     if should_stop():
                         raise Interrupted("stopped; the same command goes on with the next round")
-                    _check(store, children)
+                    _check(store, vital)
                     yield from watch.look()
                     time.sleep(POLL)
                 yield store.read_result(round_name(number))
@@ -151,64 +166,12 @@ def _status(home: Path, run: str) -> str:
     return str(answer["runs"][0]["status"])
 
 
-def _check(store: RunStore, children: Sequence[Child]) -> None:
+def _check(store: RunStore, vital: Sequence[Child]) -> None:
     """Raise FailedRun where the rounds will not go on."""
     if store.has_result(FAILURE):
         raise FailedRun(store.read_result(FAILURE)["error"].removeprefix("FailedRun: "))
-    for child in children:
+    for child in vital:
         child.check()
-
-
-@contextmanager
-def _flower(store: RunStore, clients: Sequence[str], data: str | None) -> Iterator[tuple[Path, list[Child]]]:
-    """SuperLink, gate and one SuperNode a client, with fresh keys, all on loopback."""
-    folder = store.path.resolve() / "flower"
-    authority = make_authority()
-    pair = server_certificate(authority, ["localhost", "127.0.0.1"])
-    keys = store.part("flower/keys")
-    keys.write_secret("ca.crt", authority.certificate)
-    keys.write_secret("server.crt", pair.public)
-    keys.write_secret("server.key", pair.private)
-    inner, outer = free_port(), free_port()
-    home = folder / "coordinator"
-    store.part("flower/coordinator").write_secret(
-        "config.toml",
-        f'[superlink]\ndefault = "{LAB}"\n[superlink.{LAB}]\naddress = "127.0.0.1:{inner}"\n'
-        f'root-certificates = "{keys.path.resolve()}/ca.crt"\n'.encode(),
-    )
-    tools, secrets = Path(sys.executable).parent, keys.path.resolve()
-    children: list[Child] = []
-    try:
-        link = [
-            tools / "flower-superlink", "--host", "127.0.0.1", "--port", inner,
-            "--ssl-ca-certfile", secrets / "ca.crt", "--ssl-certfile", secrets / "server.crt",
-            "--ssl-keyfile", secrets / "server.key", "--enable-supernode-auth",
-            "--disable-runtime-dependency-installation",
-        ]  # fmt: skip
-        children.append(start("SuperLink", list(map(str, link)), home, folder / "superlink.log"))
-        wait_for(inner, children[-1])
-        door = [
-            sys.executable, "-m", "ticketlab.federate.gate", "127.0.0.1", outer, f"127.0.0.1:{inner}",
-            secrets / "server.crt", secrets / "server.key", secrets / "ca.crt",
-        ]  # fmt: skip
-        children.append(start("gate", list(map(str, door)), home, folder / "gate.log"))
-        wait_for(outer, children[-1])
-        for name in clients:
-            key = client_key()
-            keys.write_secret(f"{name}.pub", key.public)
-            keys.write_secret(name, key.private)
-            flwr(home, "supernode", "register", str(secrets / f"{name}.pub"), LAB, "--name", name)
-            node = [
-                tools / "flower-supernode", "--root-certificates", secrets / "ca.crt",
-                "--superlink", f"127.0.0.1:{outer}", "--host", "127.0.0.1", "--port", free_port(),
-                "--auth-supernode-private-key", secrets / name, "--node-config", f'name="{name}" data="{data or ""}"',
-            ]  # fmt: skip
-            own = store.part(f"flower/{name}")
-            own.write_secret("name", name.encode())
-            children.append(start(name, list(map(str, node)), own.path.resolve(), folder / f"{name}.log"))
-        yield home, children
-    finally:
-        stop(children)
 
 
 def _open(store: RunStore, given: Shipment, request: Mapping[str, Any]) -> None:

@@ -36,6 +36,8 @@ class Wanted:
     round_timeout: float = 600.0
     join_timeout: float = 120.0
     controls: bool = False
+    host: str | None = None
+    """Address that enrolled clients are listened for on."""
 
 
 def federate_run(wanted: Wanted, machine: Machine, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
@@ -60,7 +62,7 @@ def federate_run(wanted: Wanted, machine: Machine, should_stop: Callable[[], boo
             "installed on them and nothing else"
         )
     yield Notice(f"{given.network.name}: density {100 * given.network.facts['density']:.2f} %, {asked.start} weights")
-    yield from federate_ticket(given, asked, machine, should_stop, wanted.controls)
+    yield from federate_ticket(given, asked, machine, should_stop, wanted.controls, wanted.host)
 
 
 def _store(
