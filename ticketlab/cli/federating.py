@@ -141,7 +141,9 @@ def _bytes(record: Mapping[str, Any]) -> str:
     ways = [way for way, value in record["ratio"].items() if value]
     plain = ", ".join(f"{way} {record['ratio'][way]} ×" for way in ways)
     zipped = ", ".join(f"{way} {record['ratio_zipped'][way]} ×" for way in ways)
-    return f"fewer bytes than dense float32: {plain}; than dense float32 zipped: {zipped}"
+    wire = ", ".join(f"{way} {value} ×" for way, value in record["ratio_wire"].items() if value)
+    told = f"fewer bytes than dense float32: {plain}; than dense float32 zipped: {zipped}"
+    return told + (f"; all that Flower sent, against dense float32: {wire}" if wire else "")
 
 
 def _privacy(privacy: Mapping[str, Any], clients: int) -> str:

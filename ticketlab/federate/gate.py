@@ -3,7 +3,7 @@
 Flower serves starting runs, registering nodes and handing out task tokens on the port of its fleet calls, and asks
 nobody there who he is. So nothing but the calls in `CALLS` goes through; those Flower checks by the client's key.
 
-    python -m ticketlab.federate.gate LISTEN_HOST LISTEN_PORT UPSTREAM_HOST:PORT CERTIFICATE KEY AUTHORITY
+    python -m ticketlab.federate.gate LISTEN_HOST LISTEN_PORT UPSTREAM_HOST:PORT CERTIFICATE KEY AUTHORITY COUNTS
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from __future__ import annotations
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
 import uvicorn
+
+from ticketlab.federate.traffic import Traffic
 
 CALLS = frozenset(
     f"/v1/fleet/{call}"
@@ -44,8 +47,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Mapping[str, Any], Receive, Send], Awaitable[None]]
 
 
-def gate(upstream: httpx.AsyncClient) -> App:
-    """An ASGI program that forwards allowed calls to `upstream` and answers everything else with 403."""
+def gate(upstream: httpx.AsyncClient, traffic: Traffic | None = None) -> App:
+    """An ASGI program that forwards allowed calls to `upstream`, counts them, and answers everything else with 403."""
 
     async def serve(scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,6 +67,8 @@ def gate(upstream: httpx.AsyncClient) -> App:
             await _answer(send, 503)
             return
         kept = [(name.lower(), value) for name, value in reply.headers.raw if name.lower() not in HOP_BY_HOP]
+        if traffic is not None:
+            traffic.add(scope["headers"], body, kept, reply.content)
         await _answer(send, reply.status_code, kept, reply.content)
 
     return serve
@@ -88,12 +93,12 @@ async def _answer(send: Send, status: int, headers: list[tuple[bytes, bytes]] | 
 
 def main() -> None:
     """Serve until told to stop."""
-    host, port, upstream, certificate, key, authority = sys.argv[1:]
+    host, port, upstream, certificate, key, authority, counts = sys.argv[1:]
     trusted = ssl.create_default_context(cafile=authority)
     # no proxy of the environment stands between the gate and loopback
     client = httpx.AsyncClient(base_url=f"https://{upstream}", verify=trusted, timeout=PATIENCE, trust_env=False)
     config = uvicorn.Config(
-        gate(client),
+        gate(client, Traffic(Path(counts))),
         host=host,
         port=int(port),
         ssl_certfile=certificate,

@@ -35,6 +35,9 @@ class Outcome:
     """ok, timeout, offline, not drawn, or what went wrong."""
     bytes_down: int = 0
     bytes_up: int = 0
+    wire_down: int | None = None
+    """Bytes of Flower's requests and answers with their headers; what is sent while nothing is asked counts too."""
+    wire_up: int | None = None
     seconds: float = 0.0
     """Of the client's own work."""
     examples: int = 0
@@ -61,6 +64,8 @@ class Session:
     """Clients that missed the last round."""
     started: bool = False
     """Whether a round has been finished here."""
+    counted: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Client → bytes up and down that went through the gate before this round."""
 
 
 def exchange(

@@ -70,6 +70,7 @@ def running(
         f'root-certificates = "{keys.path.resolve()}/ca.crt"\n'.encode(),
     )
     secrets = keys.path.resolve()
+    store.part("flower").forget("traffic.json")
     vital: list[Child] = []
     local: list[Child] = []
     try:
@@ -89,7 +90,7 @@ def running(
             flwr(home, "supernode", "register", str(secrets / f"{name}.pub"), LAB, "--name", name)
         gate = [
             sys.executable, "-m", "ticketlab.federate.gate", place.host, place.port, f"127.0.0.1:{inner}",
-            secrets / "server.crt", secrets / "server.key", secrets / "ca.crt",
+            secrets / "server.crt", secrets / "server.key", secrets / "ca.crt", folder / "traffic.json",
         ]  # fmt: skip
         vital.append(start("gate", list(map(str, gate)), home, folder / "gate.log"))
         wait_for(place.port, vital[-1], host=place.local)

@@ -40,6 +40,7 @@ def record_of(
         "zipped_dense_bytes": sizes["zipped"],
         "ratio": ratios(rounds, sizes["dense"]),
         "ratio_zipped": ratios(rounds, sizes["zipped"]),
+        "ratio_wire": ratios(rounds, sizes["dense"], "wire"),
         "controls": list(controls),
     }
 
@@ -49,10 +50,14 @@ def plain_bytes(state: Mapping[str, Tensor]) -> bytes:
     return b"".join(value.contiguous().numpy().tobytes() for value in state.values())
 
 
-def ratios(rounds: Sequence[Mapping[str, Any]], dense: int) -> dict[str, float | None]:
-    """How many times fewer bytes than so many for each client that answered and round, in both directions."""
+def ratios(rounds: Sequence[Mapping[str, Any]], dense: int, of: str = "bytes") -> dict[str, float | None]:
+    """How many times fewer bytes than so many for each client that answered and round, in both directions.
+
+    Args:
+        of: `bytes` of the messages' blobs, or `wire`.
+    """
     answered = [client for one in rounds for client in one["clients"] if client["state"] == "ok"]
-    totals = {way: sum(client[f"bytes_{way}"] for client in answered) for way in ("up", "down")}
+    totals = {way: sum(client[f"{of}_{way}"] or 0 for client in answered) for way in ("up", "down")}
     return {way: round(dense * len(answered) / total, 2) if total else None for way, total in totals.items()}
 
 

@@ -19,6 +19,7 @@ from ticketlab.data.files import Places
 from ticketlab.errors import FailedRun
 from ticketlab.federate.rules import adaptive, early_bird, fixed, personal, sign_flip, submodels  # noqa: F401
 from ticketlab.federate.rules.rule import Memory, Rule, rules
+from ticketlab.federate.traffic import counted
 from ticketlab.models.build import network_from
 from ticketlab.pruning.masks import density
 from ticketlab.recipe import FederateSection
@@ -65,6 +66,7 @@ def federate(grid: Grid, store: RunStore, request: Mapping[str, Any]) -> None:
         nodes = _wait(session, number)
         names = _drawn(request["clients"], settings, number)
         answers, outcomes = exchange(session, rule, number, nodes, names)
+        _count(session, store, outcomes)
         session.started = True
         _check(answers, outcomes, request, number)
         facts = rule.merge(number, answers)
@@ -89,6 +91,18 @@ def spread(outcomes: Sequence[Outcome], key: str) -> dict[str, float] | None:
         return None
     worst = values[: max(1, len(values) // 10)]
     return {"mean": sum(values) / len(values), "worst_tenth": sum(worst) / len(worst), "lowest": values[0]}
+
+
+def _count(session: Session, store: RunStore, outcomes: Sequence[Outcome]) -> None:
+    """Add what went through the gate since the round before, where there is a gate."""
+    folder = store.path / "flower"
+    for outcome in outcomes:
+        key = folder / "keys" / f"{outcome.name}.pub"
+        found = counted(folder / "traffic.json", key.read_bytes()) if key.is_file() else None
+        if found is not None:
+            before = session.counted.get(outcome.name, (0, 0))
+            outcome.wire_up, outcome.wire_down = found[0] - before[0], found[1] - before[1]
+            session.counted[outcome.name] = found
 
 
 def make_rule(start: Sparse, settings: FederateSection, clients: Sequence[str]) -> Rule:

@@ -70,15 +70,13 @@ def _store(
 ) -> Generator[Event, None, RunStore]:
     """The run of that name or the newest ticket; where there is none, one is found with the default recipe."""
     try:
-        if wanted.run is not None:
-            return newest(machine.runs, wanted.run, wanted.level)
-        store = newest(machine.runs, None, wanted.level or 0)
+        # a level is a pruning run's: of several runs that a prefix fits, that one is meant
+        return newest(machine.runs, wanted.run, wanted.level or 0)
     except RunError:
         if wanted.run is not None or wanted.level is not None or not DEFAULT.is_file():
             raise
         yield Notice(f"no ticket in {machine.runs} yet: one is found first with {DEFAULT}")
         return (yield from _found_first(read_recipe(DEFAULT, overrides), machine, should_stop))
-    return store
 
 
 def _found_first(
