@@ -14,9 +14,8 @@ from ticketlab.data.batches import Examples, normalise, shuffled_batches, steps_
 from ticketlab.errors import FailedRun
 from ticketlab.models.compact import all_finite
 from ticketlab.pruning.masks import Mask, full_mask
-from ticketlab.recipe import FederateSection, TrainSection
 from ticketlab.training.loop import Adjust, evaluate, train_steps
-from ticketlab.training.optim import make_optimizer
+from ticketlab.training.plain_sgd import PlainSgd
 from ticketlab.training.trainable import make_trainable
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def fit(work: Work, mask: Mask, state: Mapping[str, Tensor], part: tuple[float, 
         for step in train_steps(
             trainable.model,
             shuffled_batches(examples, settings.batch_size, work.seed, start),
-            make_optimizer(trainable.model.parameters(), _section(settings)),
+            PlainSgd(trainable.model.parameters(), settings.lr, settings.momentum),
             lambda _: settings.lr,
             trainable.mask,
             start,
@@ -94,9 +93,3 @@ GRADIENT_BATCH = 256
 
 def _anchors(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
     return [(value, value.detach().clone()) for value in model.parameters()]
-
-
-def _section(settings: FederateSection) -> TrainSection:
-    """The clients' optimizer as a recipe describes one."""
-    told = {"steps": "1ep", "optimizer": "sgd", "lr": settings.lr, "momentum": settings.momentum}
-    return TrainSection.model_validate({**told, "batch_size": settings.batch_size})

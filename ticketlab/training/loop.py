@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +45,20 @@ class Adjust:
     removes one."""
 
 
+class Steps(Protocol):
+    """What an optimizer must be able to do: one of torch's, or `PlainSgd`."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> Any:
+        """Change the weights by their gradients."""
+        ...
+
+
 def train_steps(
     model: nn.Module,
     batches: Iterator[tuple[Tensor, Tensor]],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Steps,
     learning_rate: Callable[[int], float],
     mask: Mask,
     start: int,

@@ -6,6 +6,7 @@ import json
 import resource
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from ticketlab.codec import Sparse, decode, encode, mask_digest
-from ticketlab.data.batches import Examples, permutation, split
+from ticketlab.data.batches import Examples, Splits, permutation, split
 from ticketlab.data.files import Places
 from ticketlab.data.own import own_examples
 from ticketlab.data.partition import partitions
@@ -22,9 +23,8 @@ from ticketlab.data.sources import load_dataset
 from ticketlab.errors import DataError, FormatError, UnknownMask
 from ticketlab.federate.local import judge
 from ticketlab.federate.messages import ARRAYS, EXTRA, METRICS, NEEDS_MASK, NETWORK, TASK, blobs, blobs_of
-from ticketlab.federate.rules import adaptive, early_bird, fixed, personal, sign_flip, submodels  # noqa: F401
+from ticketlab.federate.rules import adaptive, fixed, personal  # noqa: F401  those that have a client's side
 from ticketlab.federate.rules.rule import Reply, Work, works
-from ticketlab.federate.strategies import protect
 from ticketlab.models.build import network_from
 from ticketlab.models.compact import all_finite, same_shapes
 from ticketlab.pruning.masks import masked
@@ -68,7 +68,7 @@ def train(message: Message, context: Context) -> Message:
     seed = derive_seed(settings.seed, "client", task["index"], task["round"])
     work = Work(model, received, own.train, own.validation, settings, task["rule"], seed)
     reply = works.find(task["work"])(work)
-    network = protect(reply.network, received, settings.privacy) if settings.privacy else reply.network
+    network = _protected(reply.network, received, settings)
     parts = _answer(network, reply, received, settings, task["round"], context)
     metrics: dict[str, Any] = {"num-examples": len(own.train)}
     if settings.privacy is None or settings.privacy.kind != "local":
@@ -77,6 +77,15 @@ def train(message: Message, context: Context) -> Message:
     metrics |= {"memory-mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     metrics |= {"seconds": time.perf_counter() - began}
     return Message(RecordDict({ARRAYS: blobs(parts), METRICS: MetricRecord(metrics)}), reply_to=message)
+
+
+def _protected(network: Sparse, received: Sparse, settings: FederateSection) -> Sparse:
+    """What may leave the client."""
+    if settings.privacy is None:
+        return network
+    from ticketlab.federate.strategies import protect  # Flower's strategies take long to load
+
+    return protect(network, received, settings.privacy)
 
 
 def _receive(content: bytes, context: Context) -> Sparse:
@@ -137,11 +146,17 @@ def examples_of(facts: dict[str, Any], settings: FederateSection, task: Task, fo
     found = own_examples(places.root, facts) if places.root else None
     if found is not None:
         return _held_out(found, settings, seed, None)
-    splits = split(load_dataset(facts["data"], places), facts["validation"], facts["split_seed"], facts.get("examples"))
+    splits = _splits(facts["data"], places, facts["validation"], facts["split_seed"], facts.get("examples"))
     shared = splits.of_clients
     parts = partitions.find(settings.partition)(shared, task["clients"], settings.seed, **settings.partition_options)
     mine = shared.some(parts[task["index"]])
     return _held_out(mine, settings, seed, _of_same_group(splits.test, mine))
+
+
+@lru_cache(maxsize=2)
+def _splits(name: str, places: Places, validation: int, seed: int, examples: int | None) -> Splits:
+    """A data set's split, read once in a process that serves several clients."""
+    return split(load_dataset(name, places), validation, seed, examples)
 
 
 def _of_same_group(test: Examples, mine: Examples) -> Examples | None:

@@ -8,7 +8,6 @@ from typing import Any
 from ticketlab.codec import Sparse, mask_digest
 from ticketlab.federate.local import fit
 from ticketlab.federate.rules.rule import Answer, Memory, Order, Reply, Work, rules, works
-from ticketlab.federate.strategies import Averaging
 from ticketlab.recipe import FederateSection
 
 
@@ -20,6 +19,8 @@ class Fixed:
     work = "train"
 
     def __init__(self, start: Sparse, settings: FederateSection, clients: Sequence[str]) -> None:
+        from ticketlab.federate.strategies import Averaging  # not on clients, where it takes long to load
+
         self.network = start
         self.averaging = Averaging(settings)
 
