@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("scipy", "sklearn", "pandas", "torch._dynamo", "torchvision", "onnx", "matplotlib", "flwr.serverapp.strategy")
+HEAVY = ("scipy", "sklearn", "pandas", "torch._dynamo", "torchvision", "onnx", "matplotlib")
 
 ONE_ROUND = """
 import sys
