@@ -285,7 +285,10 @@ def federate(
     host: Annotated[str | None, typer.Option(help="Listen for enrolled clients on this address alone.")] = None,
     min_clients: Annotated[int, typer.Option(min=1, help="A round with fewer answers is a failure.")] = 1,
     round_timeout: Annotated[float, typer.Option(min=1, help="Seconds that a round waits for answers.")] = 600,
-    join_timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for clients to come online.")] = 120,
+    join_timeout: Annotated[
+        float | None,
+        typer.Option(min=1, help="Seconds to wait for clients to come online [default: 120; 900 for enrolled ones]."),
+    ] = None,
     runs: RunsRoot = Path("runs"),
     data: DataRoot = None,
     json: Json = False,

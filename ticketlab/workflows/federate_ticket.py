@@ -11,12 +11,15 @@ from ticketlab.errors import RunError, TicketlabError
 from ticketlab.recipe import FederateSection, Recipe
 from ticketlab.recipe_file import RecipeFile, parse_recipe, read_recipe
 from ticketlab.runs.store import Level, RunStore
+from ticketlab.workflows.enroll import expected
 from ticketlab.workflows.federate import Event, federate_ticket
 from ticketlab.workflows.federate_request import Asked
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.ship import newest, shipment
 from ticketlab.workflows.train_level import Notice
 
+LOCAL, ENROLLED = 120.0, 900.0
+"""Seconds in which local processes, or people with devices, should have come online."""
 DEFAULT = Path("recipes/federate_lenet_mnist.yaml")
 
 
@@ -34,7 +37,8 @@ class Wanted:
     overrides: tuple[str, ...] = ()
     min_clients: int = 1
     round_timeout: float = 600.0
-    join_timeout: float = 120.0
+    join_timeout: float | None = None
+    """Seconds to wait for clients before the first round; left out, long where people must go to a device."""
     controls: bool = False
     host: str | None = None
     """Address that enrolled clients are listened for on."""
@@ -51,7 +55,7 @@ def federate_run(wanted: Wanted, machine: Machine, should_stop: Callable[[], boo
     else:
         found = yield from _store(wanted, machine, overrides, should_stop)
         store, settings = found, _settings(found, overrides)
-    asked = _asked(wanted, settings)
+    asked = _asked(wanted, settings, machine.runs)
     asked.check()
     level = 0 if asked.starts_dense and wanted.level is None and store.kind == "prune" else wanted.level
     given = shipment(store, machine.places, level if store.kind == "prune" else None)
@@ -113,9 +117,10 @@ def _tree(recipe: Recipe | None) -> dict[str, Any]:
     return {**named, "federate": section}
 
 
-def _asked(wanted: Wanted, settings: FederateSection) -> Asked:
+def _asked(wanted: Wanted, settings: FederateSection, runs: Path) -> Asked:
     clients = wanted.clients
     if wanted.simulate:
         clients = tuple(f"client_{number:04d}" for number in range(1, wanted.simulate + 1))
-    patience = (wanted.min_clients, wanted.round_timeout, wanted.join_timeout)
+    join_timeout = wanted.join_timeout or (ENROLLED if expected(runs, clients) else LOCAL)
+    patience = (wanted.min_clients, wanted.round_timeout, join_timeout)
     return Asked(clients, settings, *patience, simulated=wanted.simulate is not None)
