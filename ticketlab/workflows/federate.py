@@ -203,9 +203,10 @@ def _flower(store: RunStore, clients: Sequence[str], data: str | None) -> Iterat
                 "--superlink", f"127.0.0.1:{outer}", "--host", "127.0.0.1", "--port", free_port(),
                 "--auth-supernode-private-key", secrets / name, "--node-config", f'name="{name}" data="{data or ""}"',
             ]  # fmt: skip
-            own = store.part(f"flower/{name}")
+            # a folder of theirs, where none is named as one of the coordinator's
+            own = store.part(f"flower/clients/{name}")
             own.write_secret("name", name.encode())
-            children.append(start(name, list(map(str, node)), own.path.resolve(), folder / f"{name}.log"))
+            children.append(start(name, list(map(str, node)), own.path.resolve(), own.path.resolve() / "node.log"))
         yield home, children
     finally:
         stop(children)
