@@ -197,6 +197,8 @@ def dies(message, context):
     return train(message, context)
 
 
+ONES = torch.ones(300, 64)
+
 FAULTS = {
     "an exception": (dies, "RuntimeError: killed"),
     "garbage": (changed(lambda *_: b"garbage"), "unreadable answer: not a ticket file"),
@@ -239,7 +241,7 @@ FAULTS = {
         "an addition that does not fit",
     ),
     "an addition that leaves layers out": (
-        changed(lambda content, _: {NETWORK: content, EXTRA: encode(Sparse({}, {"fc1.weight": torch.ones(300, 64)}, {}))}),
+        changed(lambda content, _: {NETWORK: content, EXTRA: encode(Sparse({}, {"fc1.weight": ONES}, {}))}),
         "an addition that does not fit",
     ),
 }  # fmt: skip
