@@ -208,11 +208,11 @@ def clock(monkeypatch):
 def test_what_is_new_of_the_clients_is_told_once(tmp_path, clock):
     store = RunStore(tmp_path)
     watch = Watch(store, lambda: pytest.fail("nobody needed to ask"))
-    assert list(watch.look()) == []
+    assert list(watch.look("round_9.json")) == []
     for updated in ("1", "2"):
         store.write_result(LIVE, {"round": 1, "updated": updated, "clients": []})
-        assert list(watch.look()) == [{"live": {"round": 1, "updated": updated, "clients": []}}]
-        assert list(watch.look()) == []
+        assert list(watch.look("round_9.json")) == [{"live": {"round": 1, "updated": updated, "clients": []}}]
+        assert list(watch.look("round_9.json")) == []
 
 
 def test_after_a_silence_flower_is_asked_and_an_end_without_a_word_is_a_failure(tmp_path, clock):
@@ -225,14 +225,26 @@ def test_after_a_silence_flower_is_asked_and_an_end_without_a_word_is_a_failure(
     watch = Watch(RunStore(tmp_path), told)
     for step in (29.0, 2.0, 29.0, 2.0):
         clock.now += step
-        assert list(watch.look()) == []
+        assert list(watch.look("round_9.json")) == []
     assert asked_at == [131.0, 162.0]
     status = "finished:failed"
     clock.now += 29
-    assert list(watch.look()) == []
+    assert list(watch.look("round_9.json")) == []
     clock.now += 2
     with pytest.raises(FailedRun, match=r"ended without a word \(Flower says finished:failed\)"):
-        list(watch.look())
+        list(watch.look("round_9.json"))
+
+
+def test_a_round_that_is_finished_while_flower_is_asked_is_no_failure(tmp_path, clock):
+    store = RunStore(tmp_path)
+
+    def told():
+        store.write_result("round_9.json", {"round": 9})
+        return "finished:completed"
+
+    watch = Watch(store, told)
+    clock.now += 31
+    assert list(watch.look("round_9.json")) == []
 
 
 def test_a_word_of_the_clients_ends_the_silence(tmp_path, clock):
@@ -241,14 +253,14 @@ def test_a_word_of_the_clients_ends_the_silence(tmp_path, clock):
     for number in range(5):
         clock.now += 20
         store.write_result(LIVE, {"round": number, "updated": "", "clients": []})
-        assert len(list(watch.look())) == 1
+        assert len(list(watch.look("round_9.json"))) == 1
 
 
 def test_a_failure_of_the_rounds_is_told_as_it_was_written(tmp_path):
     store = RunStore(tmp_path)
     federating._check(store, [])
     store.write_result(FAILURE, {"error": "FailedRun: round 1: 0 of 1 needed clients answered"})
-    with pytest.raises(FailedRun, match="^round 1: 0 of 1"):
+    with pytest.raises(FailedRun, match=r"^round 1: 0 of 1"):
         federating._check(store, [])
 
 
