@@ -1,3 +1,6 @@
+import pytest
+
+from ticketlab.errors import RecipeError
 from ticketlab.recipe import recipe_hash
 from ticketlab.recipe_file import read_recipe, recipe_yaml
 
@@ -19,12 +22,40 @@ def test_a_run_can_be_extended_without_changing_its_hash(write_recipe):
     assert recipe_hash(read_recipe(path, longer).recipe) == "9642ed"
 
 
+def test_what_only_a_federation_looks_at_makes_no_other_run(write_recipe):
+    path = write_recipe(PINNED)
+    of_federations = ["federate.rule=personal", "federate.rounds=9", "federate.options={rate: 0.1}", "federate.seed=3"]
+    assert recipe_hash(read_recipe(path, of_federations).recipe) == "9642ed"
+    assert recipe_hash(read_recipe(path, ["data.examples=null"]).recipe) == "9642ed"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["error_feedback=true"], "error_feedback belongs to precision: float16"),
+        (
+            ["aggregate=median", "server_momentum=0.5"],
+            "server_lr, server_momentum and privacy belong to aggregate: mean",
+        ),
+        (["aggregate=median", "privacy={}"], "belong to aggregate: mean"),
+        (["server_lr=0.5", "privacy={}"], "privacy is accounted for the plain mean"),
+        (["privacy={kind: local, epsilon: 2.0}"], "less than or equal to 1"),
+        (["privacy={noise: 0.0}"], "greater than 0"),
+        (["rond=3"], "did you mean 'rounds'"),
+    ],
+)
+def test_settings_of_a_federation_that_would_be_ignored_are_refused(write_recipe, settings, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(write_recipe(PINNED), [f"federate.{each}" for each in settings])
+
+
 def test_every_other_field_changes_the_hash(write_recipe):
     path = write_recipe(PINNED)
     changes = [
         "seed=1", "train.steps=4001it", "train.batch_size=61", "train.lr=1e-3", "train.optimizer=adamw",
         "train.weight_decay=1e-4", "train.warmup=1it", "train.milestones=[1ep]", "train.evaluate_every=50it",
-        "data.name=digits", "data.validation=1", "data.split_seed=1", "data.augment=true", "model.name=lenet_5",
+        "data.name=digits", "data.validation=1", "data.examples=100", "data.split_seed=1", "data.augment=true",
+        "model.name=lenet_5",
         "model.options={a: 1}", "pruning.criterion=random", "pruning.scope=global", "pruning.rate=0.3",
         "pruning.output_rate=0.1", "pruning.rates={conv*: 0.1}", "pruning.ignore=[fc1]", "pruning.rewind=1it",
         "pruning.after=reinit", "method=oneshot",

@@ -6,6 +6,7 @@ import torch
 
 from ticketlab.data.batches import crop_and_flip, normalise, permutation, shuffled_batches, split, steps_per_epoch
 from ticketlab.data.dataset import Dataset
+from ticketlab.errors import DataError
 
 
 def toy(count=23, channels=2, size=6):
@@ -124,3 +125,32 @@ def test_a_crop_is_a_shifted_possibly_mirrored_copy_over_a_zero_border():
     assert len(used) > 20
     assert torch.equal(shifted, crop_and_flip(images, seed=5))
     assert not torch.equal(shifted, crop_and_flip(images, seed=6))
+
+
+@pytest.mark.parametrize("examples", [1, 7, 18])
+def test_used_and_unused_examples_are_disjoint_and_complete(examples):
+    splits = split(toy(), 5, seed=3, examples=examples)
+    train, unused = splits.train.labels.tolist(), splits.unused.labels.tolist()
+    assert len(train) == examples
+    assert sorted(train + unused + splits.validation.labels.tolist()) == list(range(23))
+    assert torch.equal(splits.validation.images, split(toy(), 5, seed=3).validation.images)
+    assert splits.test.labels.tolist() == list(range(23, 30))
+
+
+def test_more_used_examples_hold_the_fewer_and_another_seed_draws_others():
+    few, many = (set(split(toy(), 5, 3, count).train.labels.tolist()) for count in (6, 12))
+    assert few < many
+    assert few != set(split(toy(), 5, 4, 6).train.labels.tolist())
+
+
+def test_clients_share_the_unused_examples_or_all_where_all_are_used():
+    part, whole = split(toy(), 5, 3, 6), split(toy(), 5, 3)
+    assert part.of_clients is part.unused and len(part.unused) == 12
+    assert whole.of_clients is whole.train and len(whole.unused) == 0
+    all_named = split(toy(), 5, 3, 18)
+    assert torch.equal(all_named.train.images, whole.train.images)
+
+
+def test_more_examples_than_there_are_are_refused():
+    with pytest.raises(DataError, match=r"data\.examples: toy has 18 training examples, not 19"):
+        split(toy(), 5, 3, 19)

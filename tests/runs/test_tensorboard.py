@@ -4,7 +4,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ticketlab.runs.store import Level
-from ticketlab.runs.tensorboard import LevelEvents, log_level, write_run_summary
+from ticketlab.runs.tensorboard import FederationEvents, LevelEvents, log_level, write_run_summary
 
 
 def level(index, share):
@@ -59,3 +59,62 @@ def test_the_run_summary_is_one_run_with_recipe_hparams_and_margin(tmp_path):
     assert "recipe/text_summary" in tags["tensors"]
     plugins = {name for name in ("hparams", "custom_scalars", "text") if found.PluginTagToContent(name)}
     assert plugins == {"hparams", "custom_scalars", "text"}
+
+
+def finished(number, names=("pi1", "pi2"), **more):
+    client = {"state": "ok", "bytes_up": 1000, "bytes_down": 2072, "seconds": 1.5, "loss": 0.5, "accuracy": 0.25}
+    return {
+        "round": number, "test_accuracy": number / 10, "val_accuracy": number / 20, "density": 0.5, "seconds": 2.0,
+        "rule": {"mask_distance": 0.125, "drawn": None, "densities": {"pi1": 0.5}},
+        "spread": {"accuracy": {"mean": 0.75, "lowest": 0.5, "worst_tenth": 0.5}, "accuracy_after": None},
+        "clients": [{"name": name, **client, "accuracy_after": None} for name in names], **more,
+    }  # fmt: skip
+
+
+def points(found, tag):
+    return [(event.step, round(event.value, 6)) for event in found.Scalars(tag)]
+
+
+def test_each_round_is_a_point_of_every_curve(tmp_path):
+    with FederationEvents(tmp_path) as events:
+        events.round(finished(1))
+        events.round(finished(2))
+    found = read(tmp_path)
+    assert points(found, "accuracy/test") == [(1, 0.1), (2, 0.2)]
+    assert points(found, "accuracy/validation") == [(1, 0.05), (2, 0.1)]
+    assert points(found, "accuracy_by_kib/test") == [(6, 0.1), (12, 0.2)]  # 2 · 3,072 bytes a round
+    assert points(found, "federation/clients_that_answered") == [(1, 2.0), (2, 2.0)]
+    assert points(found, "rule/mask_distance") == [(1, 0.125), (2, 0.125)]
+    assert points(found, "spread/accuracy_lowest") == [(1, 0.5), (2, 0.5)]
+    assert points(found, "client_bytes_up/pi2") == [(1, 1000.0), (2, 1000.0)]
+    tags = set(found.Tags()["scalars"])
+    assert "client_accuracy/pi1" in tags
+    assert not {"rule/drawn", "rule/densities", "client_accuracy_after/pi1", "spread/accuracy_after_mean"} & tags
+
+
+def test_rounds_of_an_earlier_process_are_written_anew_and_not_twice(tmp_path):
+    with FederationEvents(tmp_path) as events:
+        events.round(finished(1))
+    with FederationEvents(tmp_path) as events:
+        for number in (1, 2, 3):
+            events.round(finished(number))
+    found = read(tmp_path)
+    assert points(found, "accuracy/test") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert [step for step, _ in points(found, "accuracy_by_kib/test")] == [6, 12, 18]
+
+
+def test_a_client_that_did_not_answer_has_no_point_among_those_that_did(tmp_path):
+    record = finished(1)
+    record["clients"][1] |= {"state": "timeout", "loss": None, "accuracy": None}
+    with FederationEvents(tmp_path) as events:
+        events.round(record)
+    found = read(tmp_path)
+    assert points(found, "federation/clients_that_answered") == [(1, 1.0)]
+    assert "client_loss/pi2" not in found.Tags()["scalars"] and "client_loss/pi1" in found.Tags()["scalars"]
+
+
+def test_of_many_clients_the_spread_tells(tmp_path):
+    with FederationEvents(tmp_path) as events:
+        events.round(finished(1, [f"c{index}" for index in range(21)]))
+    tags = read(tmp_path).Tags()["scalars"]
+    assert not [tag for tag in tags if tag.startswith("client_")] and "spread/accuracy_mean" in tags

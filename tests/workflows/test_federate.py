@@ -1,42 +1,59 @@
-"""A real SuperLink, gate and SuperNodes on loopback, with TLS and keys; and what is refused before any of it starts."""
+"""A real SuperLink, gate and SuperNodes on loopback, with TLS and keys; and what is noticed before and beside them."""
 
-import json
 import stat
 
 import pytest
 import torch
-from flwr.app import MetricRecord, RecordDict
 
-from ticketlab.codec import Sparse, encode
-from ticketlab.errors import FailedRun, TicketlabError
-from ticketlab.federate.averaging import weighted_mean
+from ticketlab.codec import Sparse
+from ticketlab.errors import FailedRun, Interrupted, TicketlabError
+from ticketlab.federate.direct import Direct
+from ticketlab.pruning.masks import masked
+from ticketlab.recipe import FederateSection
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows import federate as federating
-from ticketlab.workflows.federate import Settings, check_flower, federate_ticket
-from ticketlab.workflows.federate_client import ARRAYS, METRICS, arrays
-from ticketlab.workflows.federate_server import Outcome, _wrong, read_answer
+from ticketlab.workflows.export import export_network
+from ticketlab.workflows.federate import Watch, check_flower, federate_ticket
+from ticketlab.workflows.federate_client import train
+from ticketlab.workflows.federate_record import record_of, write_network
+from ticketlab.workflows.federate_request import Asked, request_hash, request_of
+from ticketlab.workflows.federate_server import FAILURE, LIVE, federate, read_round, round_name
+from ticketlab.workflows.federate_start import starting
 from ticketlab.workflows.run import Machine, Started, prune_run
-from ticketlab.workflows.ship import shipment
+from ticketlab.workflows.ship import FEDERATED, newest, shipment
 
 
 @pytest.fixture
-def ticket(tiny, tmp_path, places):
+def ticket(tiny, tmp_path, places, monkeypatch):
+    monkeypatch.delenv("TICKETLAB_DATA", raising=False)
     machine = Machine(tmp_path / "runs", places, "cpu")
     (store,) = [event.store for event in prune_run(tiny("train.steps=60it"), machine) if isinstance(event, Started)]
     return shipment(store, places, 2), machine
 
 
+def asked(*clients, patience=(90.0, 120.0), least=1, **section):
+    join, of_round = patience
+    return Asked(clients or ("pi1", "pi2"), FederateSection(**section), least, of_round, join)
+
+
 @pytest.mark.slow
-def test_two_clients_train_a_ticket_and_more_rounds_go_on_from_there(ticket, monkeypatch):
-    monkeypatch.delenv("TICKETLAB_DATA", raising=False)
+def test_two_clients_train_a_ticket_and_more_rounds_go_on_from_there(ticket):
     given, machine = ticket
-    *_, record = federate_ticket(given, Settings(("pi1", "pi2"), rounds=2, join_timeout=90, round_timeout=120), machine)
+    *events, record = federate_ticket(given, asked("pi1", "coordinator", rounds=2), machine)
     store = RunStore(machine.runs / record["run"].rpartition("/")[2])
     assert [one["round"] for one in record["rounds"]] == [1, 2]
+    assert [event["round"] for event in events if "round" in event] == [1, 2]
+    assert any(
+        client["state"] == "waiting" for event in events if "live" in event for client in event["live"]["clients"]
+    )
     for one in record["rounds"]:
-        assert [(client["name"], client["state"]) for client in one["clients"]] == [("pi1", "ok"), ("pi2", "ok")]
-        assert sum(client["examples"] for client in one["clients"]) == len(given.splits.train)
-        state = store.read_state(one["round"])
+        assert [(client["name"], client["state"]) for client in one["clients"]] == [
+            ("pi1", "ok"),
+            ("coordinator", "ok"),
+        ]
+        trained = sum(client["examples"] for client in one["clients"])
+        assert trained == pytest.approx(0.9 * len(given.splits.train), abs=2)
+        state, _ = store.read_state(one["round"])
         for name, kept in given.network.mask.items():
             assert bool((state[name][~kept] == 0).all())
     first, second = record["rounds"]
@@ -45,124 +62,228 @@ def test_two_clients_train_a_ticket_and_more_rounds_go_on_from_there(ticket, mon
         assert after["bytes_up"] < 0.7 * record["dense_bytes"]  # 64 % of the weights remain, and zlib helps
     assert record["dense_bytes"] == sum(value.nbytes for value in given.network.model.state_dict().values())
     assert record["ratio"]["up"] > 1
-    for secret in ("server.key", "pi1", "pi2"):
+    for secret in ("server.key", "pi1", "coordinator"):
         assert stat.S_IMODE((store.path / "flower" / "keys" / secret).stat().st_mode) == 0o600
-    kept = store.read_state(2)
-    *_, more = federate_ticket(given, Settings(("pi1", "pi2"), rounds=3, join_timeout=90, round_timeout=120), machine)
+    kept, _ = store.read_state(2)
+    *_, more = federate_ticket(given, asked("pi1", "coordinator", rounds=3), machine)
     assert more["run"] == record["run"] and len(more["rounds"]) == 3
     assert more["rounds"][:2] == record["rounds"]
-    assert all(torch.equal(store.read_state(2)[name], value) for name, value in kept.items())
+    assert all(torch.equal(store.read_state(2)[0][name], value) for name, value in kept.items())
 
 
 @pytest.mark.slow
 def test_clients_that_do_not_come_are_named_and_nothing_stays_behind(ticket, monkeypatch):
     given, machine = ticket
-    real = federating.start
+    real, children = federating.start, []
 
     def without_nodes(name, command, home, log):
         if name == "pi2":
             command = [command[0], "--version"]
-        return real(name, command, home, log)
+        children.append(real(name, command, home, log))
+        return children[-1]
 
     monkeypatch.setattr(federating, "start", without_nodes)
     monkeypatch.setattr(federating.Child, "check", lambda self: None)
-    settings = Settings(("pi1", "pi2"), rounds=1, join_timeout=15, min_clients=2)
     with pytest.raises(FailedRun, match=r"not online within 15 s: .*pi2"):
-        list(federate_ticket(given, settings, machine))
+        list(federate_ticket(given, asked(rounds=1, patience=(15.0, 60.0), least=2), machine))
     (store,) = [RunStore(path) for path in machine.runs.glob("*federated*")]
     assert store.read_manifest()["state"] == "failed"
-    assert not store.has_result("federated.json")
+    assert not store.has_result(FEDERATED)
+    assert len(children) == 4 and all(child.process.poll() is not None for child in children)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (Settings(("pi1", "pi1")), "name each client once"),
-        (Settings(("",)), "'' is no name"),
-        (Settings(("../x",)), r"'../x' is no name"),
-        (Settings(("pi1",), min_clients=2), "there are 1 clients"),
-        (Settings(("pi1",), partition="idd"), "unknown partition 'idd'; did you mean 'iid'"),
-        (Settings(("pi1",), partition="dirichlet", partition_options={"beta": 1.0}), "beta"),
-    ],
-)
-def test_what_cannot_be_run_is_told_first(settings, message):
-    with pytest.raises(TicketlabError, match=message):
-        settings.check()
-
-
-def test_a_partition_that_cannot_be_made_is_told_before_anything_starts(ticket):
+def test_what_cannot_be_run_is_told_before_anything_starts(ticket):
     given, machine = ticket
-    with pytest.raises(TicketlabError, match="too few for 70 parts of 20"):
-        next(federate_ticket(given, Settings(tuple(f"c{i}" for i in range(70)), partition="dirichlet"), machine))
+    many = tuple(f"c{index}" for index in range(70))
+    for bad, message in (
+        (asked("pi1", "pi1"), "name each client once"),
+        (asked(*many, partition="dirichlet"), "too few for 70 parts of 20"),
+        (asked(partition="group"), "does not tell its examples apart"),
+        (asked(rule="submodels", options={"weak": "pi9"}), "weak names clients"),
+        (asked(rule="feddst", options={"alpha": 2.0}), "alpha lies between 0 and 1"),
+    ):
+        with pytest.raises(TicketlabError, match=message):
+            next(federate_ticket(given, bad, machine))
     assert not list(machine.runs.glob("*federated*"))
 
 
 def test_an_untested_flower_is_refused(monkeypatch):
     check_flower()
-    monkeypatch.setattr(federating, "version", lambda _: "1.43.0")
-    with pytest.raises(TicketlabError, match=r"flwr 1\.43\.0 was not tested"):
-        check_flower()
+    for found in ("1.43.0", "1.40.2", "2.0.0"):
+        monkeypatch.setattr(federating, "version", lambda _, found=found: found)
+        with pytest.raises(TicketlabError, match=f"flwr {found} was not tested"):
+            check_flower()
 
 
-def test_rounds_and_patience_do_not_make_another_run(ticket):
+# --- rounds without processes
+
+
+def finished(given, machine, rounds=2, **section):
+    """A federation whose clients ran in this process, kept as the command keeps it."""
+    wanted = asked(rounds=rounds, **section)
+    request = {**request_of(given, wanted, machine), "simulated": True}
+    store = RunStore(machine.runs / f"{given.store.name}-federated-{request_hash(request)}")
+    with store.lock():
+        federating._open(store, given, request)
+    federate(Direct(2, train, {}), store, request)
+    begin = starting(given, wanted.start, machine.places)
+    write_network(store, rounds, begin)
+    store.write_result(FEDERATED, record_of(store, begin, given.test_accuracy, request, []))
+    store.set_state("finished")
+    return store, begin
+
+
+def test_a_finished_federation_ships_the_network_of_its_last_round(ticket, tmp_path):
     given, machine = ticket
-    base = federating._request(given, Settings(("a", "b")), machine)
-    for change, same in (
-        (Settings(("a", "b"), rounds=9, round_timeout=5), True),
-        (Settings(("a", "b"), lr=0.2), False),
-    ):
-        other = federating._request(given, change, machine)
-        assert (federating._hash(given, base) == federating._hash(given, other)) is same
-    assert json.dumps(base)
+    store, begin = finished(given, machine)
+    found = shipment(newest(machine.runs, store.name), machine.places)
+    last, _ = read_round(store, 2, begin)
+    assert found.kind == "masked" and found.network.name == store.name
+    state = found.network.model.state_dict()
+    assert set(state) == set(last.state) and all(torch.equal(state[name], value) for name, value in last.state.items())
+    assert all(torch.equal(found.network.mask[name], kept) for name, kept in given.network.mask.items())
+    assert found.test_accuracy == store.read_result(round_name(2))["test_accuracy"]
+    assert not torch.equal(state["fc1.weight"], given.network.model.state_dict()["fc1.weight"])
+    (made,) = export_network(found, [("ticket", "float32")], tmp_path / "out")
+    assert made["accepted"] and made["test_accuracy"] == pytest.approx(found.test_accuracy)
 
 
-def test_answers_that_are_not_of_this_round_and_network_are_not_used(ticket):
-    given, _ = ticket
-    network = Sparse(given.network.mask, dict(given.network.model.state_dict()), {})
-    good = Sparse(network.mask, network.state, {"round": 3})
-    assert _wrong(good, network, 3, 10) is None
-    assert _wrong(good, network, 4, 10) == "an answer to round 3"
-    assert _wrong(good, network, 3, 0) == "no examples"
-    cut = {name: value for name, value in network.state.items() if name != "fc1.bias"}
-    assert _wrong(Sparse(network.mask, cut, {"round": 3}), network, 3, 10) == "another network"
-    for number in (torch.nan, torch.inf):
-        broken = {**network.state, "fc1.bias": torch.full((300,), number)}
-        assert _wrong(Sparse(network.mask, broken, {"round": 3}), network, 3, 10) == "numbers that are not finite"
+def test_a_federation_that_is_not_finished_ships_nothing(ticket):
+    given, machine = ticket
+    store, _ = finished(given, machine, rounds=1)
+    store.forget(FEDERATED)
+    with pytest.raises(TicketlabError, match="is not finished; the same command goes on with it"):
+        shipment(store, machine.places)
+    assert newest(machine.runs, None).name == given.store.name
 
 
-def answer_to(content, network, number, metrics=None):
-    """What the coordinator makes of a client's answer."""
-    record = RecordDict({ARRAYS: arrays(content)})
-    if metrics is not None:
-        record[METRICS] = MetricRecord(metrics)
-    outcome = Outcome("pi1")
-    return read_answer(record, outcome, network, number), outcome
+def test_finished_rounds_are_read_and_nothing_is_started(ticket, monkeypatch):
+    given, machine = ticket
+    store, _ = finished(given, machine)
+    monkeypatch.setattr(federating, "start", lambda *_: pytest.fail("a program was started"))
+    *events, record = federate_ticket(given, asked(rounds=2), machine)
+    assert events == record["rounds"] == [store.read_result(round_name(number)) for number in (1, 2)]
+    assert RunStore(store.path).read_manifest()["state"] == "finished"
 
 
-def test_answers_are_read_and_garbage_is_told(ticket):
-    given, _ = ticket
-    network = Sparse(given.network.mask, dict(given.network.model.state_dict()), {})
-    content = encode(Sparse(network.mask, network.state, {"round": 1}), is_known=True)
-    metrics = {"num-examples": 5, "seconds": 1.5, "accuracy": 0.25, "loss": 1.0}
-    state, outcome = answer_to(content, network, 1, metrics)
-    assert all(torch.equal(state[name], value) for name, value in network.state.items())
-    assert (outcome.state, outcome.examples, outcome.accuracy, outcome.bytes_up) == ("ok", 5, 0.25, len(content))
-    other = {name: ~kept for name, kept in network.mask.items()}
-    wrong_mask = encode(Sparse(other, network.state, {"round": 1}), is_known=True)
-    for bad, said in (
-        (content[:-3], "unreadable answer: damaged"),
-        (b"garbage", "unreadable answer: not a ticket file"),
-        (wrong_mask, "unreadable answer: counts on a mask"),
-    ):
-        state, outcome = answer_to(bad, network, 1, metrics)
-        assert state is None and outcome.state.startswith(said) and outcome.bytes_up == len(bad)
-    state, outcome = answer_to(content, network, 1)
-    assert state is None and outcome.state.startswith("unreadable answer")
-    assert read_answer(RecordDict({}), Outcome("pi1"), network, 1) is None
+@pytest.mark.parametrize("start", ["trained", "rewound", "reinit"])
+def test_a_federation_starts_from_the_weights_that_were_asked_for(ticket, start):
+    given, machine = ticket
+    found = starting(given, start, machine.places)
+    weights = {"trained": given.network.model.state_dict(), "rewound": given.store.read_rewind(1)}
+    assert all(torch.equal(found.mask[name], kept) for name, kept in given.network.mask.items())
+    assert all(bool((found.state[name][~kept] == 0).all()) for name, kept in found.mask.items())
+    if start in weights:
+        expected = masked(weights[start], found.mask)
+        assert all(torch.equal(found.state[name], value) for name, value in expected.items())
+    else:
+        again = starting(given, start, machine.places)
+        assert all(torch.equal(found.state[name], value) for name, value in again.state.items())
+        assert all(
+            not torch.equal(found.state["fc1.weight"], masked(w, found.mask)["fc1.weight"]) for w in weights.values()
+        )
+    assert isinstance(found, Sparse) and found.facts["density"] == pytest.approx(0.64, abs=0.02)
 
 
-def test_averages_of_answers_keep_the_mask(ticket):
-    given, _ = ticket
-    states = [given.network.model.state_dict()] * 2
-    mean = weighted_mean(states, [1, 2])
-    assert all(torch.allclose(mean[name], value) for name, value in states[0].items())
+# --- what the command sees of the rounds
+
+
+class Clock:
+    """Time that goes on when it is told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    found = Clock()
+    monkeypatch.setattr(federating.time, "monotonic", found.monotonic)
+    return found
+
+
+def test_what_is_new_of_the_clients_is_told_once(tmp_path, clock):
+    store = RunStore(tmp_path)
+    watch = Watch(store, lambda: pytest.fail("nobody needed to ask"))
+    assert list(watch.look("round_9.json")) == []
+    for updated in ("1", "2"):
+        store.write_result(LIVE, {"round": 1, "updated": updated, "clients": []})
+        assert list(watch.look("round_9.json")) == [{"live": {"round": 1, "updated": updated, "clients": []}}]
+        assert list(watch.look("round_9.json")) == []
+
+
+def test_after_a_silence_flower_is_asked_and_an_end_without_a_word_is_a_failure(tmp_path, clock):
+    asked_at, status = [], "running"
+
+    def told():
+        asked_at.append(clock.now)
+        return status
+
+    watch = Watch(RunStore(tmp_path), told)
+    for step in (29.0, 2.0, 29.0, 2.0):
+        clock.now += step
+        assert list(watch.look("round_9.json")) == []
+    assert asked_at == [131.0, 162.0]
+    status = "finished:failed"
+    clock.now += 29
+    assert list(watch.look("round_9.json")) == []
+    clock.now += 2
+    with pytest.raises(FailedRun, match=r"ended without a word \(Flower says finished:failed\)"):
+        list(watch.look("round_9.json"))
+
+
+def test_a_round_that_is_finished_while_flower_is_asked_is_no_failure(tmp_path, clock):
+    store = RunStore(tmp_path)
+
+    def told():
+        store.write_result("round_9.json", {"round": 9})
+        return "finished:completed"
+
+    watch = Watch(store, told)
+    clock.now += 31
+    assert list(watch.look("round_9.json")) == []
+
+
+def test_a_word_of_the_clients_ends_the_silence(tmp_path, clock):
+    store = RunStore(tmp_path)
+    watch = Watch(store, lambda: pytest.fail("nobody needed to ask"))
+    for number in range(5):
+        clock.now += 20
+        store.write_result(LIVE, {"round": number, "updated": "", "clients": []})
+        assert len(list(watch.look("round_9.json"))) == 1
+
+
+def test_a_failure_of_the_rounds_is_told_as_it_was_written(tmp_path):
+    store = RunStore(tmp_path)
+    federating._check(store, [])
+    store.write_result(FAILURE, {"error": "FailedRun: round 1: 0 of 1 needed clients answered"})
+    with pytest.raises(FailedRun, match=r"^round 1: 0 of 1"):
+        federating._check(store, [])
+
+
+def test_a_round_that_was_finished_last_is_told_even_where_flower_has_ended(tmp_path, clock, monkeypatch):
+    """The program may end between two looks; what it has written counts."""
+    from contextlib import contextmanager
+
+    store = RunStore(tmp_path)
+
+    @contextmanager
+    def nothing(*_):
+        yield tmp_path, []
+
+    def flwr(home, *command):
+        if command[0] == "run":
+            for number in (1, 2):
+                store.write_result(round_name(number), {"round": number})
+            return {"run-id": 7}
+        return {"runs": [{"status": "finished:completed"}]}
+
+    monkeypatch.setattr(federating, "_flower", nothing)
+    monkeypatch.setattr(federating, "flwr", flwr)
+    request = {"clients": ["a"], "data": None}
+    assert list(federating._rounds(store, request, [1, 2], lambda: False)) == [{"round": 1}, {"round": 2}]
+    with pytest.raises(Interrupted, match="goes on with the next round"):
+        list(federating._rounds(store, request, [3], lambda: True))

@@ -109,6 +109,33 @@ def test_momentum_of_the_server_goes_on_too(machine, tmp_path):
     assert not torch.equal(network_after(plain, 3)[0].state["fc1.weight"], one["fc1.weight"])
 
 
+def backwards(message, context):
+    """An answer whose tensors come in another order, as those of sparse layers may."""
+    reply = train(message, context)
+    mask = decode(blobs_of(message.content)[NETWORK], known=MASKS.get(context.node_id)).mask
+    MASKS[context.node_id] = mask
+    found = decode(blobs_of(reply.content)[NETWORK], known=mask)
+    turned = Sparse(mask, dict(reversed(found.state.items())), found.facts)
+    record = RecordDict(
+        {ARRAYS: blobs({NETWORK: encode(turned, is_known=True)}), METRICS: reply.content.metric_records[METRICS]}
+    )
+    return Message(record, reply_to=message)
+
+
+MASKS = {}
+
+
+@pytest.mark.parametrize("section", [{}, {"server_momentum": 0.5}], ids=str)
+def test_the_order_in_which_a_client_sends_its_tensors_changes_nothing(machine, tmp_path, section):
+    MASKS.clear()
+    states = []
+    for name, answer in (("as-they-are", train), ("backwards", backwards)):
+        store = RunStore(tmp_path / name)
+        ran(store, asked_of(machine, clients=2, rounds=3, **section), answer)
+        states.append(network_after(store, 3)[0].state)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 def test_the_mask_travels_once_and_again_to_a_client_that_lost_it(machine, tmp_path):
     forgetful = {}
 
@@ -170,6 +197,8 @@ def dies(message, context):
     return train(message, context)
 
 
+ONES = torch.ones(300, 64)
+
 FAULTS = {
     "an exception": (dies, "RuntimeError: killed"),
     "garbage": (changed(lambda *_: b"garbage"), "unreadable answer: not a ticket file"),
@@ -187,6 +216,12 @@ FAULTS = {
     "another network": (
         changed(edited(lambda f: with_state(f, lambda b: b[:5]))), "another network",
     ),
+    "numbers of another type": (
+        changed(edited(lambda f: with_state(f, lambda b: b.double()))), "another network",
+    ),
+    "whole numbers": (
+        changed(edited(lambda f: with_state(f, lambda b: b.long()))), "another network",
+    ),
     "an update far too large": (
         changed(edited(lambda f: with_state(f, lambda b: b + 1e9))), "times the network's own size",
     ),
@@ -203,6 +238,10 @@ FAULTS = {
     "numbers of another kind": (changed(lambda content, _: content, **{"seconds": [1.0]}), "unreadable answer"),
     "an addition that does not fit": (
         changed(lambda content, _: {NETWORK: content, EXTRA: encode(Sparse({}, {"x": torch.ones(1)}, {}))}),
+        "an addition that does not fit",
+    ),
+    "an addition that leaves layers out": (
+        changed(lambda content, _: {NETWORK: content, EXTRA: encode(Sparse({}, {"fc1.weight": ONES}, {}))}),
         "an addition that does not fit",
     ),
 }  # fmt: skip

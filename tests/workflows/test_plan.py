@@ -111,6 +111,11 @@ def test_options_that_do_not_fit_a_signature_are_named(tiny, places):
         ("pruning.rewind=1ep", "step 39 is not before the end of training at step 30"),
         ("train.steps=0it", "training needs at least 1it"),
         ("data.validation=1437", "only 1437 training examples"),
+        (
+            "data.examples=1238",
+            r"--set data\.examples=1238: .*: only 1237 training examples beside validation; 1238 is too many",
+        ),
+        ("data.examples=31", r"train\.batch_size: only 31 training examples"),
         ("pruning.rates={conv*: 0.1}", r"no layer is called 'conv\*'"),
         ("pruning.ignore=['*']", "nothing would ever be removed"),
         ("model.name=lenet_5", "the model cannot read 1×8×8 images"),

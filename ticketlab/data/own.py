@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -30,13 +31,14 @@ def own_examples(folder: Path, facts: Mapping[str, Any]) -> Examples | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]).long()
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        # of a path, numpy would leave the file open where it is damaged
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+    except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); it holds two arrays, images and labels") from error
     _check(path, images, labels, facts)
     mean, std, unit = (torch.tensor(facts[key]).view(-1, 1, 1) for key in ("mean", "std", "per_unit"))
-    return Examples(images, labels, 1 / (unit * std), -mean / std)
+    return Examples(images, labels.long(), 1 / (unit * std), -mean / std)
 
 
 def _check(path: Path, images: Tensor, labels: Tensor, facts: Mapping[str, Any]) -> None:
@@ -46,5 +48,9 @@ def _check(path: Path, images: Tensor, labels: Tensor, facts: Mapping[str, Any])
             f"{path}: images are {tuple(images.shape)} and labels {tuple(labels.shape)}; the network wants images of "
             f"{wanted} and one label for each"
         )
+    if images.is_complex() or not bool(images.isfinite().all()):
+        raise DataError(f"{path}: images have numbers that are not finite, or are not real")
+    if labels.is_floating_point() or labels.is_complex():
+        raise DataError(f"{path}: labels are {str(labels.dtype).removeprefix('torch.')}, not whole numbers")
     if int(labels.min()) < 0 or int(labels.max()) >= facts["classes"]:
         raise DataError(f"{path}: labels lie in {int(labels.min())}…{int(labels.max())}, not 0…{facts['classes'] - 1}")

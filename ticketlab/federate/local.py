@@ -58,7 +58,8 @@ def fit(work: Work, mask: Mask, state: Mapping[str, Tensor], part: tuple[float, 
     found = trainable.whole(trainable.model.state_dict())
     if not all_finite(found):
         raise FailedRun(f"training diverged here (learning rate {settings.lr:g})")
-    return Trained(found, loss)
+    # layers that are trained as sparse ones come last; vectors of all values depend on the order
+    return Trained({name: found[name] for name in state}, loss)
 
 
 def judge(model: nn.Module, state: Mapping[str, Tensor], examples: Examples) -> float:

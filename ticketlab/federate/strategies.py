@@ -93,7 +93,7 @@ class Averaging:
         """The state after a round; whole numbers, such as batch counters, are the largest client's."""
         strategy = private(self.strategy, self.privacy, len(answers)) if self.privacy else self.strategy
         list(strategy.configure_train(number, _record(before), ConfigRecord(), Direct(len(answers), _nobody, {})))
-        replies = [self._reply(answer, node) for node, answer in enumerate(answers, 1)]
+        replies = [self._reply(answer, before, node) for node, answer in enumerate(answers, 1)]
         arrays, _ = strategy.aggregate_train(number, replies)
         assert arrays is not None, "a strategy that does not use its answers"
         self.releases += 1
@@ -104,10 +104,11 @@ class Averaging:
         """Forget momentum, whose vector is another one after the mask has changed; not what privacy cost."""
         self.strategy = make_strategy(self.settings)
 
-    def _reply(self, answer: Answer, node: int) -> Message:
+    def _reply(self, answer: Answer, before: Sparse, node: int) -> Message:
         # under privacy all count the same: the noise is meant for that, and the number of examples would tell something
         weight = 1 if self.privacy else answer.examples
-        content = RecordDict({"arrays": _record(answer.network), "metrics": MetricRecord({"num-examples": weight})})
+        record = _clippable(answer.network, before) if self.privacy else _record(answer.network)
+        content = RecordDict({"arrays": record, "metrics": MetricRecord({"num-examples": weight})})
         return Message(content, dst_node_id=node, message_type=MessageType.TRAIN)
 
     def spent(self) -> dict[str, Any]:
@@ -150,7 +151,8 @@ def protect(network: Sparse, received: Sparse, privacy: PrivacySection) -> Spars
         # two data sets of one client lead to updates that are 2 · clip apart at most
         modifier = LocalDpMod(privacy.clip, 2 * privacy.clip, privacy.epsilon, privacy.delta)
     context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
-    out = modifier(message, context, lambda asked, _: Message(RecordDict({"arrays": _record(network)}), reply_to=asked))
+    content = RecordDict({"arrays": _clippable(network, received)})
+    out = modifier(message, context, lambda asked, _: Message(content, reply_to=asked))
     return Sparse(
         network.mask, from_vector(out.content.array_records["arrays"][VALUES].numpy(), network), network.facts
     )
@@ -158,6 +160,15 @@ def protect(network: Sparse, received: Sparse, privacy: PrivacySection) -> Spars
 
 def _record(network: Sparse) -> ArrayRecord:
     return ArrayRecord(array_dict={VALUES: Array(to_vector(network))})
+
+
+def _clippable(network: Sparse, before: Sparse) -> ArrayRecord:
+    """The network's values; where none has changed, one by a millionth: Flower's clipping divides by the update's
+    norm."""
+    vector = to_vector(network)
+    if not np.linalg.norm(vector - to_vector(before)):
+        vector[0] += 1e-6 * max(abs(float(vector[0])), 1.0)
+    return ArrayRecord(array_dict={VALUES: Array(vector)})
 
 
 def _nobody(message: Message, context: Context) -> Message:

@@ -178,14 +178,19 @@ def read_answer(content: RecordDict, outcome: Outcome, order: Order, rule: Rule,
         outcome.state = wrong or _wrong_extra(extra, order.network) or "ok"
     except (FormatError, KeyError, ValueError, TypeError) as error:
         outcome.state = f"unreadable answer: {error}"
-    return Answer(outcome.name, found, outcome.examples, extra) if outcome.state == "ok" else None
+    if outcome.state != "ok":
+        return None
+    # vectors of all values depend on the order of tensors, which is the client's own
+    ordered = Sparse(found.mask, {name: found.state[name] for name in order.network.state}, found.facts)
+    return Answer(outcome.name, ordered, outcome.examples, extra)
 
 
 def _wrong(found: Sparse, sent: Sparse, number: int, examples: int) -> str | None:
     """Why an answer is not used, whatever the rule."""
     if found.facts.get("round") != number:
         return f"an answer to round {found.facts.get('round')}"
-    if not same_shapes(found.state, sent.state):
+    kinds = [{name: value.dtype for name, value in network.state.items()} for network in (found, sent)]
+    if not same_shapes(found.state, sent.state) or kinds[0] != kinds[1]:
         return "another network"
     if not all_finite(found.state):
         return "numbers that are not finite"
@@ -199,7 +204,7 @@ def _wrong(found: Sparse, sent: Sparse, number: int, examples: int) -> str | Non
 def _wrong_extra(extra: Sparse | None, sent: Sparse) -> str | None:
     if extra is None:
         return None
-    fits = all(name in sent.state and value.shape == sent.state[name].shape for name, value in extra.state.items())
+    fits = same_shapes(extra.state, sent.mask)
     return None if fits and all_finite(extra.state) else "an addition that does not fit"
 
 

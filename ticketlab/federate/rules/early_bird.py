@@ -56,7 +56,7 @@ class EarlyBird(Fixed):
         distances = [_apart(mask, earlier) for earlier in self.masks]
         own = [magnitude_mask(answer.network.state, answer.network.mask, self.density) for answer in answers]
         apart = [_apart(mask, other) for other in own]
-        self.masks = [*self.masks, mask][-self.window :]
+        self.masks = [*self.masks, mask][1 - self.window :]  # with the next one they are the window
         if has_settled(distances, self.window, self.epsilon) or number == self.patience:
             self.drawn = number
             state = self.origin.state if self.rewind else self.network.state
@@ -80,12 +80,13 @@ class EarlyBird(Fixed):
         """Take up the window."""
         super().recall_(network, memory)
         self.drawn = memory.facts["drawn"]
-        self.masks = []
-        for key in sorted(key for key in memory.tensors if key[0].isdecimal()):
+        found: dict[int, Mask] = {}
+        for key, kept in memory.tensors.items():
             at, _, name = key.partition("/")
-            if int(at) == len(self.masks):
-                self.masks.append({})
-            self.masks[int(at)][name] = memory.tensors[key].bool()
+            if name:
+                found.setdefault(int(at), {})[name] = kept.bool()
+        # files keep tensors in an order of their own
+        self.masks = [{name: found[at][name] for name in network.mask} for at in sorted(found)]
 
 
 def magnitude_mask(state: Mapping[str, Tensor], mask: Mask, density: float) -> Mask:

@@ -55,11 +55,11 @@ class Personal:
         return Order(Sparse(mask, masked(state, mask), self.network.facts), self.gate)
 
     def accepts(self, name: str, answer: Sparse) -> str | None:
-        """A mask may lose weights and gain none."""
+        """A mask may lose weights and gain none, and no layer may be empty."""
         before = self.masks[name]
         if set(answer.mask) != set(before) or any(bool((kept & ~before[n]).any()) for n, kept in answer.mask.items()):
             return "a mask that keeps weights which were removed"
-        return None
+        return None if all(bool(kept.any()) for kept in answer.mask.values()) else "a mask with an empty layer"
 
     def merge(self, number: int, answers: Sequence[Answer]) -> dict[str, Any]:
         """Mean of each weight over the clients that keep it."""
