@@ -45,7 +45,7 @@ def record(clients, **more):
         "run": "runs/tiny-federated-abcdef", "source": "tiny-abcdef", "rule": "fixed", "density": 0.1,
         "start": {"weights": "trained", "density": 0.1, "test_accuracy": 0.8}, "rounds": [one(1, clients)],
         "dense_bytes": 10_000, "zipped_dense_bytes": 5_000, "ratio": {"up": 20.0, "down": 10.0},
-        "ratio_zipped": {"up": 10.0, "down": 5.0}, "controls": [], **more,
+        "ratio_zipped": {"up": 10.0, "down": 5.0}, "controls": [], **more, "ratio_wire": {"up": None, "down": None},
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from ticketlab.pruning.masks import masked
 from ticketlab.recipe import FederateSection
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows import federate as federating
+from ticketlab.workflows import federate_flower as flowering
 from ticketlab.workflows.export import export_network
 from ticketlab.workflows.federate import Watch, check_flower, federate_ticket
 from ticketlab.workflows.federate_client import train
@@ -62,8 +63,8 @@ def test_two_clients_train_a_ticket_and_more_rounds_go_on_from_there(ticket):
         assert after["bytes_up"] < 0.7 * record["dense_bytes"]  # 64 % of the weights remain, and zlib helps
     assert record["dense_bytes"] == sum(value.nbytes for value in given.network.model.state_dict().values())
     assert record["ratio"]["up"] > 1
-    for secret in ("server.key", "pi1", "coordinator"):
-        assert stat.S_IMODE((store.path / "flower" / "keys" / secret).stat().st_mode) == 0o600
+    for secret in ("keys/server.key", "clients/pi1/pi1.join", "clients/coordinator/coordinator.join"):
+        assert stat.S_IMODE((store.path / "flower" / secret).stat().st_mode) == 0o600
     kept, _ = store.read_state(2)
     *_, more = federate_ticket(given, asked("pi1", "coordinator", rounds=3), machine)
     assert more["run"] == record["run"] and len(more["rounds"]) == 3
@@ -74,16 +75,15 @@ def test_two_clients_train_a_ticket_and_more_rounds_go_on_from_there(ticket):
 @pytest.mark.slow
 def test_clients_that_do_not_come_are_named_and_nothing_stays_behind(ticket, monkeypatch):
     given, machine = ticket
-    real, children = federating.start, []
+    real, children = flowering.start, []
 
-    def without_nodes(name, command, home, log):
+    def without_nodes(name, command, *more):
         if name == "pi2":
             command = [command[0], "--version"]
-        children.append(real(name, command, home, log))
+        children.append(real(name, command, *more))
         return children[-1]
 
-    monkeypatch.setattr(federating, "start", without_nodes)
-    monkeypatch.setattr(federating.Child, "check", lambda self: None)
+    monkeypatch.setattr(flowering, "start", without_nodes)
     with pytest.raises(FailedRun, match=r"not online within 15 s: .*pi2"):
         list(federate_ticket(given, asked(rounds=1, patience=(15.0, 60.0), least=2), machine))
     (store,) = [RunStore(path) for path in machine.runs.glob("*federated*")]
@@ -160,7 +160,7 @@ def test_a_federation_that_is_not_finished_ships_nothing(ticket):
 def test_finished_rounds_are_read_and_nothing_is_started(ticket, monkeypatch):
     given, machine = ticket
     store, _ = finished(given, machine)
-    monkeypatch.setattr(federating, "start", lambda *_: pytest.fail("a program was started"))
+    monkeypatch.setattr(flowering, "start", lambda *_: pytest.fail("a program was started"))
     *events, record = federate_ticket(given, asked(rounds=2), machine)
     assert events == record["rounds"] == [store.read_result(round_name(number)) for number in (1, 2)]
     assert RunStore(store.path).read_manifest()["state"] == "finished"
@@ -281,9 +281,11 @@ def test_a_round_that_was_finished_last_is_told_even_where_flower_has_ended(tmp_
             return {"run-id": 7}
         return {"runs": [{"status": "finished:completed"}]}
 
-    monkeypatch.setattr(federating, "_flower", nothing)
+    monkeypatch.setattr(federating, "running", nothing)
     monkeypatch.setattr(federating, "flwr", flwr)
-    request = {"clients": ["a"], "data": None}
-    assert list(federating._rounds(store, request, [1, 2], lambda: False)) == [{"round": 1}, {"round": 2}]
+    request = {"clients": ["a"], "data": None, "join_timeout": 5}
+    entrance = flowering.entrance_of(tmp_path, ["a"], None)
+    said, *rounds = federating._rounds(store, request, [1, 2], entrance, lambda: False)
+    assert said.text.endswith("not enrolled, so local processes here: a") and rounds == [{"round": 1}, {"round": 2}]
     with pytest.raises(Interrupted, match="goes on with the next round"):
-        list(federating._rounds(store, request, [3], lambda: True))
+        list(federating._rounds(store, request, [3], entrance, lambda: True))

@@ -17,10 +17,13 @@ from ticketlab.federate.address import read_address
 from ticketlab.federate.keys import client_key, make_authority
 from ticketlab.federate.probe import look
 from ticketlab.federate.processes import flwr, free_port, start, stop
+from ticketlab.recipe import FederateSection
 from ticketlab.runs.device import DeviceStore
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.enroll import enroll, revoke
-from ticketlab.workflows.federate import APP, LAB, Settings, _entrance, _flower, federate_ticket
+from ticketlab.workflows.federate import APP, federate_ticket
+from ticketlab.workflows.federate_flower import LAB, entrance_of, running
+from ticketlab.workflows.federate_request import Asked
 from ticketlab.workflows.join import join, node_command, read_join
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.ship import shipment
@@ -46,9 +49,9 @@ def opened(tmp_path_factory):
     enroll(folder / "runs", "pi1", server, 30, again=True, out=folder / "pi1.join")
     enroll(folder / "runs", "pi2", server, 30, out=folder / "pi2.join")
     revoke(folder / "runs", "pi2")
-    entrance = _entrance(folder / "runs", ["pi1"], None)
+    entrance = entrance_of(folder / "runs", ["pi1"], None)
     assert entrance.door.host == "127.0.0.1"
-    with _flower(RunStore(folder / "runs" / "x"), ["pi1"], None, entrance) as (home, _):
+    with running(RunStore(folder / "runs" / "x"), ["pi1"], None, entrance) as (home, _):
         outside = folder / "outside"
         outside.mkdir()
         inner = re.search(r'address = "(.*?)"', (home / "config.toml").read_text()).group(1)
@@ -189,7 +192,7 @@ def test_a_client_outlives_coordinators_and_its_own_crash(tiny, tmp_path, places
 
 
 def settings(rounds):
-    return Settings(("pi1", "here"), rounds=rounds, join_timeout=150, round_timeout=100)
+    return Asked(("pi1", "here"), FederateSection(rounds=rounds), join_timeout=150, round_timeout=100)
 
 
 def states(record):
