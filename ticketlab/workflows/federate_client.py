@@ -24,6 +24,7 @@ from ticketlab.federate.local import judge
 from ticketlab.federate.messages import ARRAYS, EXTRA, METRICS, NEEDS_MASK, NETWORK, TASK, blobs, blobs_of
 from ticketlab.federate.rules import adaptive, early_bird, fixed, personal, sign_flip, submodels  # noqa: F401
 from ticketlab.federate.rules.rule import Reply, Work, works
+from ticketlab.federate.secure import where_secure
 from ticketlab.federate.strategies import protect
 from ticketlab.models.build import network_from
 from ticketlab.models.compact import all_finite, same_shapes
@@ -50,7 +51,7 @@ class Own:
     """For the accuracy that is shown."""
 
 
-@app.train()
+@app.train(mods=[where_secure])
 def train(message: Message, context: Context) -> Message:
     """One round; answers that it needs the mask where it does not have it."""
     began = time.perf_counter()
