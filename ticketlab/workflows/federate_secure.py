@@ -192,9 +192,10 @@ def _facts(how: Sum, summed: int, weights: int) -> dict[str, Any]:
 
 def _size(content: RecordDict) -> int:
     """Bytes of a message's values; Flower's own count refuses empty texts, of which the workflow sends one."""
-    arrays = sum(len(array.data) for record in content.array_records.values() for array in record.values())
-    told = [*content.config_records.values(), *content.metric_records.values()]
-    return arrays + sum(_length(value) for record in told for value in record.values())
+    arrays = [array.data for record in content.array_records.values() for array in record.values()]
+    settings = [value for record in content.config_records.values() for value in record.values()]
+    numbers = [value for record in content.metric_records.values() for value in record.values()]
+    return sum(map(_length, [*arrays, *settings, *numbers]))
 
 
 def _length(value: object) -> int:
