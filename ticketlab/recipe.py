@@ -194,6 +194,10 @@ class PrivacySection(Section):
     """δ: the probability with which the protection may fail."""
 
 
+SECURE_CLIENTS = 3
+"""Fewest clients of a secure sum: of two, each knows the other's part of it."""
+
+
 class FederateSection(Section):
     """ticketlab federate: how clients train together."""
 
@@ -240,6 +244,9 @@ class FederateSection(Section):
     """Momentum of the server's step (FedAvgM, Hsu et al. 2019); fixed masks only."""
     privacy: PrivacySection | None = None
     """Differential privacy; fixed masks only."""
+    secure: bool = False
+    """Flower's SecAgg+: the server learns the weighted mean of the clients' networks and no single one. For rule fixed
+    with aggregate: mean, and three clients or more (docs/federate-secure.md)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the partition, of the clients drawn and of their batches."""
 
@@ -251,6 +258,20 @@ class FederateSection(Section):
             raise PydanticCustomError("mean_only", "server_lr, server_momentum and privacy belong to aggregate: mean")
         if self.privacy and (self.server_momentum or self.server_lr != 1):
             raise PydanticCustomError("plain_mean", "privacy is accounted for the plain mean: leave server_* out")
+        if self.secure:
+            self._refuse_what_needs_single_answers()
+
+    def _refuse_what_needs_single_answers(self) -> None:
+        wrong = {
+            f"rule: {self.rule}": self.rule != "fixed",
+            f"aggregate: {self.aggregate}": self.aggregate != "mean",
+            f"privacy.kind: {self.privacy and self.privacy.kind}": self.privacy and self.privacy.kind != "local",
+        }
+        for told, is_set in wrong.items():
+            if is_set:
+                raise PydanticCustomError("sum_only", f"secure: the server sees a sum alone, which is not for {told}")
+        if self.precision != "float32":
+            raise PydanticCustomError("integers", "secure: values travel as SecAgg+'s integers; leave precision out")
 
 
 class Recipe(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
 from flwr.app import Context, Error, Message, Metadata, RecordDict, UserConfigValue
@@ -84,4 +85,4 @@ def _numbered(message: Message, number: str) -> Message:
         run_id=0, message_id=number, src_node_id=0, dst_node_id=told.dst_node_id, reply_to_message_id="",
         group_id=told.group_id, created_at=told.created_at, ttl=told.ttl, message_type=told.message_type,
     )  # fmt: skip
-    return Message(content=message.content, metadata=metadata)  # type: ignore[call-overload]
+    return Message(content=deepcopy(message.content), metadata=metadata)  # type: ignore[call-overload]

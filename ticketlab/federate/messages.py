@@ -11,6 +11,8 @@ ARRAYS, TASK, METRICS = "arrays", "task", "metrics"
 """Records of a message: blobs, what to do as JSON, numbers to show."""
 NETWORK, EXTRA = "network", "extra"
 """Blobs, each a ticket of the codec."""
+SECURE = "secaggplus_configs"
+"""Record of a message of Flower's SecAgg+."""
 NEEDS_MASK = "needs-mask"
 """In a client's answer: send it again, with the mask."""
 

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from ticketlab.codec import Sparse
 from ticketlab.federate.direct import Direct
-from ticketlab.federate.privacy import epsilon
 from ticketlab.federate.rules.rule import Answer, Memory
 from ticketlab.recipe import FederateSection, PrivacySection
 
@@ -116,6 +115,8 @@ class Averaging:
         privacy = self.privacy
         if privacy is None:
             return {}
+        from ticketlab.federate.privacy import epsilon  # scipy, which takes clients long to load
+
         found = privacy.epsilon if privacy.kind == "local" else epsilon(privacy.noise, self.releases, privacy.delta)
         of = "each answer" if privacy.kind == "local" else "all rounds"
         return {"kind": privacy.kind, "epsilon": found, "delta": privacy.delta, "of": of}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from ticketlab.data.partition import partitions
 from ticketlab.data.sources import load_dataset
 from ticketlab.errors import DataError, FormatError, UnknownMask
 from ticketlab.federate.local import judge
-from ticketlab.federate.messages import ARRAYS, EXTRA, METRICS, NEEDS_MASK, NETWORK, TASK, blobs, blobs_of
+from ticketlab.federate.messages import ARRAYS, EXTRA, METRICS, NEEDS_MASK, NETWORK, SECURE, TASK, blobs, blobs_of
 from ticketlab.federate.rules import adaptive, fixed, personal  # noqa: F401  those that have a client's side
 from ticketlab.federate.rules.rule import Reply, Work, works
 from ticketlab.models.build import network_from
@@ -50,7 +51,16 @@ class Own:
     """For the accuracy that is shown."""
 
 
-@app.train()
+def where_secure(message: Message, context: Context, answer: Callable[[Message, Context], Message]) -> Message:
+    """Messages of SecAgg+ get its answers, others the ordinary one."""
+    if SECURE not in message.content.config_records:
+        return answer(message, context)
+    from ticketlab.federate.secure import answer_securely  # the older half of Flower takes long to load
+
+    return answer_securely(message, context, answer)
+
+
+@app.train(mods=[where_secure])
 def train(message: Message, context: Context) -> Message:
     """One round; answers that it needs the mask where it does not have it."""
     began = time.perf_counter()

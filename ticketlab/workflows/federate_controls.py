@@ -65,6 +65,7 @@ def controls_of(
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a control: plain averages of all weights under one mask."""
     of_rule: dict[str, Any] = {"rule": "fixed", "options": {}, "privacy": None, "aggregate": "mean", "start": None}
+    of_rule |= {"secure": False}
     return {**settings, **of_rule}
 
 

@@ -66,6 +66,8 @@ class Session:
     """Whether a round has been finished here."""
     counted: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Client → bytes up and down that went through the gate before this round."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the last round's record should tell of how it was gathered."""
 
 
 def exchange(
@@ -130,11 +132,16 @@ def _send(
         is_known = session.holders.get(name) == mask_digest(order.network.mask)
         content = _packed(packed, order.network, session.request, is_known)
         outcomes[name].bytes_down += len(content)
-        task = _task(session.request, number, name, order.task)
-        record = RecordDict({ARRAYS: blobs({NETWORK: content}), TASK: ConfigRecord({"json": json.dumps(task)})})
+        record = order_record(session.request, number, name, order, content)
         seconds = max(end - time.monotonic(), 1.0)  # what nobody fetches dies with its round
         messages.append(Message(record, dst_node_id=nodes[name], message_type=MessageType.TRAIN, ttl=seconds))
     return dict(zip(session.grid.push_messages(messages), orders, strict=True)) if messages else {}
+
+
+def order_record(request: Mapping[str, Any], number: int, name: str, order: Order, content: bytes) -> RecordDict:
+    """A client's order as a message holds it, its network packed."""
+    task = _task(request, number, name, order.task)
+    return RecordDict({ARRAYS: blobs({NETWORK: content}), TASK: ConfigRecord({"json": json.dumps(task)})})
 
 
 def _packed(

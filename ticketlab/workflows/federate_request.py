@@ -11,7 +11,7 @@ from ticketlab.errors import TicketlabError
 from ticketlab.federate.rules import adaptive, early_bird, fixed, personal, sign_flip, submodels  # noqa: F401
 from ticketlab.federate.rules.fixed import Fixed
 from ticketlab.federate.rules.rule import rules
-from ticketlab.recipe import FederateSection
+from ticketlab.recipe import SECURE_CLIENTS, FederateSection
 from ticketlab.registry import check_options
 from ticketlab.runs.manifest import short_hash
 from ticketlab.workflows.run import Machine
@@ -47,6 +47,13 @@ class Asked:
             found.append(f"federate.clients_per_round: there are {len(self.clients)} clients, not {drawn}")
         elif self.min_clients > drawn:
             found.append(f"--min-clients {self.min_clients}: there are {drawn} clients in a round")
+        if self.settings.secure and drawn < SECURE_CLIENTS:
+            found.append(
+                f"federate.secure: needs {SECURE_CLIENTS} clients in a round, not {drawn}: of two, each knows "
+                "the other's part of the sum"
+            )
+        if self.settings.secure and self.simulated:
+            found.append("federate.secure: is not for simulations, in which one process has all answers anyway")
         return found
 
     def _options(self) -> list[str]:
@@ -87,7 +94,9 @@ def request_of(given: Shipment, asked: Asked, machine: Machine) -> dict[str, Any
     """What the programs are told, as JSON."""
     source = given.network.facts["source"]
     is_fused = given.kind == "fused"
+    secure = {"most_examples": len(given.splits.of_clients)} if asked.settings.secure else {}
     return {
+        **secure,
         "settings": asked.settings.model_dump(mode="json"),
         "work": rules.find(asked.settings.rule).work,  # type: ignore[attr-defined]
         "start": asked.start,

@@ -22,11 +22,12 @@ from ticketlab.federate.rules.rule import Memory, Rule, rules
 from ticketlab.federate.traffic import counted
 from ticketlab.models.build import network_from
 from ticketlab.pruning.masks import density
-from ticketlab.recipe import FederateSection
+from ticketlab.recipe import SECURE_CLIENTS, FederateSection
 from ticketlab.runs.manifest import now
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.federate_exchange import HEARTBEAT, POLL, Outcome, Session, exchange
+from ticketlab.workflows.federate_secure import exchange_securely
 from ticketlab.workflows.federate_start import Start, read_start
 from ticketlab.workflows.fuse import accuracies
 
@@ -55,6 +56,7 @@ def federate(grid: Grid, store: RunStore, request: Mapping[str, Any]) -> None:
     start = read_start(request, Places(_path(request["data"]), Places.default().cache, may_download=False))
     rule = make_rule(start.network, settings, request["clients"])
     session = Session(grid, request, lambda outcomes: _tell(store, number, outcomes))
+    gather = exchange_securely if settings.secure else exchange
     number = 0
     for number in range(1, settings.rounds + 1):
         if store.has_result(round_name(number)):
@@ -65,17 +67,17 @@ def federate(grid: Grid, store: RunStore, request: Mapping[str, Any]) -> None:
         began = time.perf_counter()
         nodes = _wait(session, number)
         names = _drawn(request["clients"], settings, number)
-        answers, outcomes = exchange(session, rule, number, nodes, names)
+        answers, outcomes = gather(session, rule, number, nodes, names)
         _count(session, store, outcomes)
         session.started = True
-        _check(answers, outcomes, request, number)
+        _check(outcomes, request, number)
         facts = rule.merge(number, answers)
         record = {
             "round": number,
             **_judged(rule.network, start),
             "density": density(rule.network.mask) if rule.network.mask else 1.0,
             "seconds": round(time.perf_counter() - began, 3),
-            "rule": facts,
+            "rule": {**facts, **session.facts},
             "spread": {key: spread(outcomes, key) for key in ("accuracy", "accuracy_after")},
             "clients": [asdict(outcome) for outcome in outcomes],
         }
@@ -115,12 +117,13 @@ def _judged(network: Sparse, start: Start) -> dict[str, float]:
     return accuracies(network_from(network.state, network.facts), start.splits)
 
 
-def _check(answers: Sequence[object], outcomes: Sequence[Outcome], request: Mapping[str, Any], number: int) -> None:
+def _check(outcomes: Sequence[Outcome], request: Mapping[str, Any], number: int) -> None:
     """Raise FailedRun for fewer answers than needed; none is never enough."""
     needed = max(1, request["min_clients"])
-    if len(answers) < needed:
+    answered = sum(outcome.state == "ok" for outcome in outcomes)
+    if answered < needed:
         said = ", ".join(f"{outcome.name}: {outcome.state}" for outcome in outcomes)
-        raise FailedRun(f"round {number}: {len(answers)} of {needed} needed clients answered ({said})")
+        raise FailedRun(f"round {number}: {answered} of {needed} needed clients answered ({said})")
 
 
 # --- rounds on disk
@@ -172,14 +175,15 @@ def _wait(session: Session, number: int) -> dict[str, int]:
     """
     request = session.request
     end = time.monotonic() + request["join_timeout"]
-    wanted = max(1, request["min_clients"]) if session.started else len(request["clients"])
+    least = max(SECURE_CLIENTS if request["settings"]["secure"] else 1, request["min_clients"])
+    wanted = least if session.started else len(request["clients"])
     told, at = {""}, time.monotonic()
     while True:
         online = _online(session)
         if len(online) >= wanted:
             return online
         if time.monotonic() > end:
-            if len(online) >= max(1, request["min_clients"]):
+            if len(online) >= least:
                 return online
             missing = ", ".join(name for name in request["clients"] if name not in online)
             raise FailedRun(f"not online within {request['join_timeout']:g} s: {missing}")
