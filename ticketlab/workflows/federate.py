@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ticketlab.workflows.federate_controls import controls_of
 from ticketlab.workflows.federate_record import record_of, write_network
 from ticketlab.workflows.federate_request import Asked, request_hash, request_of
 from ticketlab.workflows.federate_server import FAILURE, LIVE, REQUEST, make_rule, round_name
+from ticketlab.workflows.federate_simulation import check_ray, simulation
 from ticketlab.workflows.federate_start import starting
 from ticketlab.workflows.run import Machine, outcome
 from ticketlab.workflows.ship import FEDERATED, Shipment
@@ -50,7 +52,7 @@ def federate_ticket(
     go on.
     """
     asked.check()
-    check_flower()
+    check_flower(asked.simulated)
     request, settings = request_of(given, asked, machine), asked.settings
     begin = starting(given, asked.start, machine.places)
     make_rule(begin, settings, asked.clients)
@@ -91,37 +93,65 @@ def _followed(
         yield from _rounds(store, request, missing, should_stop)
 
 
-def check_flower() -> None:
-    """Raise TicketlabError for a version of Flower that was not tested: its transport changes between releases."""
+def check_flower(simulated: bool = False) -> None:
+    """Raise TicketlabError for a version of Flower that was not tested: its transport changes between releases.
+
+    Where clients are to be simulated, also where Flower's simulation engine is not installed.
+    """
     found = tuple(int(part) for part in version("flwr").split(".")[:2])
     if not TESTED[0] <= found < TESTED[1]:
         wanted = " and ".join(".".join(map(str, each)) for each in TESTED)
         raise TicketlabError(
             f"flwr {version('flwr')} was not tested; install one between {wanted}: pip install 'flwr==1.41.*'"
         )
+    if simulated:
+        check_ray()
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs the rounds and the clients."""
+
+    children: Sequence[Child]
+    status: Callable[[], str]
+    """How it says that the rounds stand."""
 
 
 def _rounds(
     store: RunStore, request: Mapping[str, Any], missing: Sequence[int], should_stop: Callable[[], bool]
 ) -> Iterator[Event]:
     """Start everything, follow the rounds, stop everything."""
+    with (_simulated if request["simulated"] else _deployed)(store, request) as engine:
+        watch = Watch(store, engine.status)
+        for number in missing:
+            while not store.has_result(round_name(number)):
+                if should_stop():
+                    raise Interrupted("stopped; the same command goes on with the next round")
+                _check(store, engine.children)
+                yield from watch.look()
+                time.sleep(POLL)
+            yield store.read_result(round_name(number))
+
+
+@contextmanager
+def _deployed(store: RunStore, request: Mapping[str, Any]) -> Iterator[Engine]:
+    """Clients that are programs of their own, and a run that they work on."""
     with _flower(store, request["clients"], request["data"]) as (home, children):
         answer = flwr(home, "run", str(APP), LAB, "--run-config", f'folder="{store.path.resolve()}"')
         run = str(answer["run-id"])
-        watch = Watch(store, lambda: _status(home, run))
         try:
-            for number in missing:
-                while not store.has_result(round_name(number)):
-                    if should_stop():
-                        raise Interrupted("stopped; the same command goes on with the next round")
-                    _check(store, children)
-                    yield from watch.look()
-                    time.sleep(POLL)
-                yield store.read_result(round_name(number))
+            yield Engine(children, lambda: _status(home, run))
         except BaseException:
             with suppress(FailedRun):  # a SuperLink that is gone cannot be told; why it went is what counts
                 flwr(home, "stop", run, LAB)
             raise
+
+
+@contextmanager
+def _simulated(store: RunStore, request: Mapping[str, Any]) -> Iterator[Engine]:
+    """Clients of Flower's simulation engine."""
+    with simulation(store, request) as child:
+        yield Engine([child], lambda: "running" if child.process.poll() is None else "finished")
 
 
 class Watch:
