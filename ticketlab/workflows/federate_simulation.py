@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -23,8 +24,8 @@ from ticketlab.workflows.federate_server import FOLDER, REQUEST
 LOOK = 0.2
 """Seconds between looks whether the coordinator is still there."""
 
-RAY = {"RAY_worker_niceness": "0"}
-"""Clients are as urgent as the rounds that wait for them."""
+RAY = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "token"}
+"""Clients are as urgent as the rounds that wait for them; Ray listens to every network, so it asks who calls."""
 
 
 def check_ray() -> None:
@@ -65,7 +66,7 @@ def main(folder: str, temporary: str, cores: str, parent: str) -> None:
     threading.Thread(target=_end_with, args=(int(parent), Path(temporary)), daemon=True).start()
     request = RunStore(Path(folder)).read_result(REQUEST)
     os.environ[FOLDER] = folder
-    os.environ |= {"RAY_TMPDIR": temporary, **RAY}
+    os.environ |= {"RAY_TMPDIR": temporary, "RAY_AUTH_TOKEN": secrets.token_hex(32), **RAY}
     os.environ.pop("TICKETLAB_DATA", None)
     if request["data"]:
         os.environ["TICKETLAB_DATA"] = request["data"]
