@@ -59,6 +59,14 @@ def test_a_small_alpha_concentrates_classes_and_a_large_one_spreads_them():
     assert largest_share(1000.0) < 0.14
 
 
+def test_dirichlet_asks_less_of_a_part_where_an_equal_share_is_small():
+    examples = labelled(torch.arange(5000) % 10)
+    assert min(map(len, dirichlet(examples, 5, 0, alpha=0.1))) >= 20
+    assert min(map(len, dirichlet(examples, 100, 0))) >= 5  # a tenth of 50
+    with pytest.raises(DataError, match="100 clients 40 examples"):
+        dirichlet(examples, 100, 0, least=40)
+
+
 def test_dirichlet_leaves_the_callers_randomness_alone():
     torch.manual_seed(0)
     expected = torch.rand(1)
