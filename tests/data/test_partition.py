@@ -59,6 +59,14 @@ def test_a_small_alpha_concentrates_classes_and_a_large_one_spreads_them():
     assert largest_share(1000.0) < 0.14
 
 
+def test_dirichlet_asks_less_of_a_part_where_an_equal_share_is_small():
+    examples = labelled(torch.arange(5000) % 10)
+    assert min(map(len, dirichlet(examples, 5, 0, alpha=0.1))) >= 20
+    assert min(map(len, dirichlet(examples, 100, 0))) >= 5  # a tenth of 50
+    with pytest.raises(DataError, match="100 clients 40 examples"):
+        dirichlet(examples, 100, 0, least=40)
+
+
 def test_dirichlet_leaves_the_callers_randomness_alone():
     torch.manual_seed(0)
     expected = torch.rand(1)
@@ -71,8 +79,8 @@ def test_dirichlet_leaves_the_callers_randomness_alone():
     ("call", "message"),
     [
         (lambda: iid(labelled(LABELS[:3]), 4, 0), "3 examples are too few for 4 parts"),
-        (lambda: dirichlet(EXAMPLES, 40, 0), "too few for 40 parts of 20"),
-        (lambda: dirichlet(EXAMPLES, 25, 0, alpha=0.01), "no draw in 1000 gives each of 25 clients 20"),
+        (lambda: dirichlet(EXAMPLES, 40, 0, least=20), "too few for 40 parts of 20"),
+        (lambda: dirichlet(EXAMPLES, 25, 0, alpha=0.01, least=20), "no draw in 1000 gives each of 25 clients 20"),
         (lambda: dirichlet(EXAMPLES, 2, 0, alpha=0.0), "alpha must be above 0"),
         (lambda: shards(labelled(LABELS[:5]), 3, 0), "too few for 6 parts"),
     ],

@@ -28,7 +28,7 @@ def toy(monkeypatch):
     data = Dataset("toy", *parts, (0.0,), (1.0,), 2, "here", per_unit=(1.0,), train_groups=people[:110],
                    test_groups=people[110:])  # fmt: skip
     monkeypatch.setattr(federate_client, "load_dataset", lambda name, places: data)
-    federate_client._splits.cache_clear()
+    federate_client._shared.cache_clear()
     return data
 
 

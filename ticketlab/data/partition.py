@@ -28,12 +28,17 @@ def iid(examples: Examples, clients: int, seed: int) -> list[Tensor]:
 
 
 @partitions.register("dirichlet")
-def dirichlet(examples: Examples, clients: int, seed: int, *, alpha: float = 0.5, least: int = 20) -> list[Tensor]:
+def dirichlet(
+    examples: Examples, clients: int, seed: int, *, alpha: float = 0.5, least: int | None = None
+) -> list[Tensor]:
     """Each class is divided over the clients by a draw from Dir(α): the smaller α, the more a client's classes differ.
 
-    Drawn anew until every client has `least` examples; raises DataError when that does not come about. The axis is
-    clients within each class (Hsu et al. 2019 draw classes within each client instead).
+    Drawn anew until every client has `least` examples, 20 or a tenth of an equal share where that is fewer; raises
+    DataError when that does not come about. The axis is clients within each class (Hsu et al. 2019 draw classes
+    within each client instead).
     """
+    if least is None:
+        least = max(1, min(20, len(examples) // (10 * max(clients, 1))))
     if alpha <= 0:
         raise DataError(f"dirichlet: alpha must be above 0 (got {alpha:g})")
     _check(examples, clients, least)

@@ -22,10 +22,11 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
 }
-"""No word to the makers of Flower, nothing installed while running, one thread each."""
+"""No word to the makers of Flower and Ray, nothing installed while running, one thread each."""
 TESTED = ((1, 41), (1, 43))
 """Versions of Flower from the first up to, not including, the second."""
 GRACE = 12.0  # seconds to end in order

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,20 @@ def write_judged(path: Path, content: bytes, is_accepted: bool) -> Path:
     write_bytes(written, content)
     stale.unlink(missing_ok=True)
     return written
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for another program's own files, gone afterwards."""
+    # not where TMPDIR says: the path of a socket in it may have 103 characters in all
+    short = "/tmp" if Path("/tmp").is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="ticketlab-", dir=short, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder and all that is in it; what cannot be removed stays."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from ticketlab.workflows.federate_flower import LAB, Entrance, entrance_of, runn
 from ticketlab.workflows.federate_record import record_of, write_network
 from ticketlab.workflows.federate_request import Asked, request_hash, request_of
 from ticketlab.workflows.federate_server import FAILURE, LIVE, REQUEST, make_rule, round_name
+from ticketlab.workflows.federate_simulation import check_ray, simulation
 from ticketlab.workflows.federate_start import starting
 from ticketlab.workflows.run import Machine, outcome
 from ticketlab.workflows.ship import FEDERATED, Shipment
@@ -48,7 +50,7 @@ def federate_ticket(
     Interrupted when asked to stop, FailedRun where the rounds cannot go on.
     """
     asked.check()
-    check_flower()
+    check_flower(asked.simulated)
     request, settings = request_of(given, asked, machine), asked.settings
     begin = starting(given, asked.start, machine.places)
     make_rule(begin, settings, asked.clients)
@@ -96,14 +98,29 @@ def _followed(
         yield from _rounds(store, request, missing, entrance, should_stop)
 
 
-def check_flower() -> None:
-    """Raise TicketlabError for a version of Flower that was not tested: its transport changes between releases."""
+def check_flower(simulated: bool = False) -> None:
+    """Raise TicketlabError for a version of Flower that was not tested: its transport changes between releases.
+
+    Where clients are to be simulated, also where Flower's simulation engine is not installed.
+    """
     found = tuple(int(part) for part in version("flwr").split(".")[:2])
     if not TESTED[0] <= found < TESTED[1]:
         wanted = " and ".join(".".join(map(str, each)) for each in TESTED)
         raise TicketlabError(
             f"flwr {version('flwr')} was not tested; install one between {wanted}: pip install 'flwr==1.41.*'"
         )
+    if simulated:
+        check_ray()
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs the rounds and the clients."""
+
+    vital: Sequence[Child]
+    """Programs without which no round can go on."""
+    status: Callable[[], str]
+    """How it says that the rounds stand."""
 
 
 def _rounds(
@@ -114,29 +131,51 @@ def _rounds(
     should_stop: Callable[[], bool],
 ) -> Iterator[Event]:
     """Start everything, follow the rounds, stop everything."""
+    yield from _who(store, request, entrance)
+    with _simulated(store, request) if request["simulated"] else _deployed(store, request, entrance) as engine:
+        watch = Watch(store, engine.status)
+        for number in missing:
+            while not store.has_result(round_name(number)):
+                if should_stop():
+                    raise Interrupted("stopped; the same command goes on with the next round")
+                _check(store, engine.vital)
+                yield from watch.look(round_name(number))
+                time.sleep(POLL)
+            yield store.read_result(round_name(number))
+
+
+def _who(store: RunStore, request: Mapping[str, Any], entrance: Entrance) -> Iterator[Notice]:
+    """Which clients run here, and for whom is waited, with the line that brings them."""
+    if request["simulated"]:
+        yield Notice(f"{store.name}: {len(request['clients'])} clients are simulated here")
+        return
     local = [name for name in request["clients"] if name not in entrance.expected]
     if local:
         yield Notice(f"{store.name}: not enrolled, so local processes here: {', '.join(local)}")
+    until = f"{datetime.now() + timedelta(seconds=request['join_timeout']):%H:%M}"
+    for name in entrance.expected:
+        yield Notice(f"waiting for {name} until {until}; on it run: ticketlab client join {name}.join --data DIR")
+
+
+@contextmanager
+def _deployed(store: RunStore, request: Mapping[str, Any], entrance: Entrance) -> Iterator[Engine]:
+    """Clients that are programs of their own, and a run that they work on."""
     with running(store, request["clients"], request["data"], entrance) as (home, vital):
         answer = flwr(home, "run", str(APP), LAB, "--run-config", f'folder="{store.path.resolve()}"')
         run = str(answer["run-id"])
-        until = f"{datetime.now() + timedelta(seconds=request['join_timeout']):%H:%M}"
-        for name in entrance.expected:
-            yield Notice(f"waiting for {name} until {until}; on it run: ticketlab client join {name}.join --data DIR")
-        watch = Watch(store, lambda: _status(home, run))
         try:
-            for number in missing:
-                while not store.has_result(round_name(number)):
-                    if should_stop():
-                        raise Interrupted("stopped; the same command goes on with the next round")
-                    _check(store, vital)
-                    yield from watch.look(round_name(number))
-                    time.sleep(POLL)
-                yield store.read_result(round_name(number))
+            yield Engine(vital, lambda: _status(home, run))
         except BaseException:
             with suppress(FailedRun):  # a SuperLink that is gone cannot be told; why it went is what counts
                 flwr(home, "stop", run, LAB)
             raise
+
+
+@contextmanager
+def _simulated(store: RunStore, request: Mapping[str, Any]) -> Iterator[Engine]:
+    """Clients of Flower's simulation engine."""
+    with simulation(store, request) as child:
+        yield Engine([child], lambda: "running" if child.process.poll() is None else "finished")
 
 
 class Watch:

@@ -1,4 +1,4 @@
-"""What runs on a client, in a fresh process for every message: receive, train, answer."""
+"""What runs on a client, on a device in a fresh process for every message: receive, train, answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from ticketlab.codec import Sparse, decode, encode, mask_digest
-from ticketlab.data.batches import Examples, Splits, permutation, split
+from ticketlab.data.batches import Examples, permutation, split
 from ticketlab.data.files import Places
 from ticketlab.data.own import own_examples
 from ticketlab.data.partition import partitions
@@ -106,7 +106,7 @@ def _receive(content: bytes, context: Context) -> Sparse:
     known = _kept(context, MEMORY)
     received = decode(content, known=known.mask if known else None)
     if known is None or mask_digest(known.mask) != mask_digest(received.mask):
-        _keep(context, MEMORY, received)
+        context.state[MEMORY] = ConfigRecord({NETWORK: content})  # as it came, for packing takes as long as an epoch
     return received
 
 
@@ -156,17 +156,31 @@ def examples_of(facts: dict[str, Any], settings: FederateSection, task: Task, fo
     found = own_examples(places.root, facts) if places.root else None
     if found is not None:
         return _held_out(found, settings, seed, None)
-    splits = _splits(facts["data"], places, facts["validation"], facts["split_seed"], facts.get("examples"))
-    shared = splits.of_clients
-    parts = partitions.find(settings.partition)(shared, task["clients"], settings.seed, **settings.partition_options)
-    mine = shared.some(parts[task["index"]])
-    return _held_out(mine, settings, seed, _of_same_group(splits.test, mine))
+    split_by = [facts["data"], facts["validation"], facts["split_seed"], facts.get("examples")]
+    dealt_by = [settings.partition, task["clients"], settings.seed, settings.partition_options]
+    shared = _shared(json.dumps([*split_by, *dealt_by]), places)
+    mine = shared.examples.some(shared.parts[task["index"]])
+    return _held_out(mine, settings, seed, _of_same_group(shared.test, mine))
 
 
-@lru_cache(maxsize=2)
-def _splits(name: str, places: Places, validation: int, seed: int, examples: int | None) -> Splits:
-    """A data set's split, read once in a process that serves several clients."""
-    return split(load_dataset(name, places), validation, seed, examples)
+@dataclass(frozen=True)
+class Shared:
+    """A data set that all clients of a federation know."""
+
+    examples: Examples
+    test: Examples
+    parts: list[torch.Tensor]
+    """Indices of each client's examples."""
+
+
+# a device reads its data once for each message; where one process is many clients in turn, so would each of them
+@lru_cache(maxsize=1)
+def _shared(told: str, places: Places) -> Shared:
+    """The data set and who has which part of it, both as `told` in JSON, on which alone they depend."""
+    data, validation, split_seed, examples, partition, clients, seed, options = json.loads(told)
+    splits = split(load_dataset(data, places), validation, split_seed, examples)
+    parts = partitions.find(partition)(splits.of_clients, clients, seed, **options)
+    return Shared(splits.of_clients, splits.test, parts)
 
 
 def _of_same_group(test: Examples, mine: Examples) -> Examples | None:

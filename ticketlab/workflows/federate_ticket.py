@@ -12,7 +12,7 @@ from ticketlab.recipe import FederateSection, Recipe
 from ticketlab.recipe_file import RecipeFile, parse_recipe, read_recipe
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.enroll import expected
-from ticketlab.workflows.federate import Event, federate_ticket
+from ticketlab.workflows.federate import Event, check_flower, federate_ticket
 from ticketlab.workflows.federate_request import Asked
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.ship import newest, shipment
@@ -46,6 +46,7 @@ class Wanted:
 
 def federate_run(wanted: Wanted, machine: Machine, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
     """Find the network, pruning first where there is none, and train it across clients."""
+    check_flower(wanted.simulate is not None)
     said = [f"federate.{name}={value}" for name, value in (wanted.settings or {}).items() if value is not None]
     overrides = [*said, *wanted.overrides]
     if wanted.run is not None and Path(wanted.run).suffix in (".yaml", ".yml"):
