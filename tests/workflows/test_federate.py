@@ -97,7 +97,7 @@ def test_what_cannot_be_run_is_told_before_anything_starts(ticket):
     many = tuple(f"c{index}" for index in range(70))
     for bad, message in (
         (asked("pi1", "pi1"), "name each client once"),
-        (asked(*many, partition="dirichlet"), "too few for 70 parts of 20"),
+        (asked(*many, partition="dirichlet", partition_options={"least": 20}), "too few for 70 parts of 20"),
         (asked(partition="group"), "does not tell its examples apart"),
         (asked(rule="submodels", options={"weak": "pi9"}), "weak names clients"),
         (asked(rule="feddst", options={"alpha": 2.0}), "alpha lies between 0 and 1"),
@@ -283,7 +283,7 @@ def test_a_round_that_was_finished_last_is_told_even_where_flower_has_ended(tmp_
 
     monkeypatch.setattr(federating, "running", nothing)
     monkeypatch.setattr(federating, "flwr", flwr)
-    request = {"clients": ["a"], "data": None, "join_timeout": 5}
+    request = {"clients": ["a"], "data": None, "join_timeout": 5, "simulated": False}
     entrance = flowering.entrance_of(tmp_path, ["a"], None)
     said, *rounds = federating._rounds(store, request, [1, 2], entrance, lambda: False)
     assert said.text.endswith("not enrolled, so local processes here: a") and rounds == [{"round": 1}, {"round": 2}]
