@@ -82,7 +82,7 @@ def labels(machine: Machine, seeds: tuple[int, ...], is_over: bool) -> Iterator[
 
 def people(machine: Machine, seeds: tuple[int, ...], is_over: bool) -> Iterator[dict[str, Any]]:
     """One network for all people, and personal tickets."""
-    run = _pruned(machine, "recipes/har_cnn_hapt.yaml", "pruning.levels=1", f"replicates={max(seeds) + 1}")
+    run = _pruned(machine, "recipes/federate_har_cnn_hapt.yaml", f"replicates={max(seeds) + 1}")
     shared = {"rounds": 20, "epochs": 5, "lr": 0.05, "batch_size": 32, "partition": "group", "holdout": 0.1}
     for seed in seeds:
         for arm, (level, start, more) in PEOPLE.items():
