@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,10 @@ def main(grid: Grid, context: Context) -> None:
     try:
         federate(grid, store, store.read_result(REQUEST))
     except Exception as error:
-        store.write_result(FAILURE, {"error": f"{type(error).__name__}: {error}"})
+        told = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            told = "the disk is full; free some of it, and the same command goes on with the round that was not finished"
+        store.write_result(FAILURE, {"error": told})
         raise
 
 
