@@ -48,7 +48,7 @@ def main(grid: Grid, context: Context) -> None:
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            told = "the disk is full; free some of it, and the same command goes on with the round that was not finished"
+            told = "the disk is full; free some of it, and the same command goes on with the unfinished round"
         store.write_result(FAILURE, {"error": told})
         raise
 
