@@ -53,17 +53,24 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, **QUIET, "PATH": path, "FLWR_HOME": str(home)}
 
 
-def start(name: str, command: Sequence[str], home: Path, log: Path, more: Mapping[str, str] | None = None) -> Child:
+def start(
+    name: str,
+    command: Sequence[str],
+    home: Path,
+    log: Path,
+    more: Mapping[str, str] | None = None,
+    is_tied: bool = True,
+) -> Child:
     """Start a program in a process group of its own, so that its children can be stopped with it.
-
-    On Linux it is told to end where this process is killed.
 
     Args:
         more: Further environment variables.
+        is_tied: Whether it is told to end where this process is killed (Linux); else it looks after that itself.
     """
+    tie = [sys.executable, "-m", "ticketlab.federate.tied", str(os.getpid())] if is_tied else []
     with log.open("ab") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ticketlab.federate.tied", str(os.getpid()), *command],
+            [*tie, *command],
             env={**environment(home), **(more or {})},
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -46,7 +46,9 @@ def simulation(store: RunStore, request: Mapping[str, Any]) -> Iterator[Child]:
     cores = min(_cores(), request["settings"]["clients_per_round"] or len(request["clients"]))
     with scratch() as temporary:
         command = [sys.executable, "-m", __name__, store.path.resolve(), temporary, cores, os.getpid()]
-        child = start("simulation", list(map(str, command)), own.path.resolve(), folder / "simulation.log")
+        child = start(
+            "simulation", list(map(str, command)), own.path.resolve(), folder / "simulation.log", is_tied=False
+        )
         try:
             yield child
         finally:
