@@ -149,9 +149,9 @@ def show_labels(found: list[dict[str, Any]]) -> None:
             "test accuracy",
             "− dense, warm",
             "− fresh weights",
-            "up, first",
-            "up, later",
-            "down, later",
+            "down, with mask",
+            "down, known",
+            "up",
         ]
         print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
         for arm in LABELS:
@@ -162,7 +162,7 @@ def show_labels(found: list[dict[str, Any]]) -> None:
             )
             cells = [_told([100 * by[arm, seed]["alone"] for seed in seeds]), _told(last)]
             cells += [_told([a - b for a, b in zip(last, other, strict=True)], "+") for other in (warm, fresh)]
-            sizes = [by[arm, seed][which][way] for which, way in (("first", "up"), ("later", "up"), ("later", "down"))
+            sizes = [by[arm, seed][which][way] for which, way in (("first", "down"), ("later", "down"), ("ratio", "up"))
                      for seed in seeds[:1]]  # fmt: skip
             print(f"| {arm} | " + " | ".join([*cells, *(f"{size:.1f} ×" for size in sizes)]) + " |")
 
