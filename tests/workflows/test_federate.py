@@ -1,6 +1,14 @@
 """A real SuperLink, gate and SuperNodes on loopback, with TLS and keys; and what is noticed before and beside them."""
 
+import json
+import os
+import signal
 import stat
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -289,3 +297,52 @@ def test_a_round_that_was_finished_last_is_told_even_where_flower_has_ended(tmp_
     assert said.text.endswith("not enrolled, so local processes here: a") and rounds == [{"round": 1}, {"round": 2}]
     with pytest.raises(Interrupted, match="goes on with the next round"):
         list(federating._rounds(store, request, [3], entrance, lambda: True))
+
+
+# --- programs that are killed
+
+
+def alive(folder):
+    """Processes that were started for a run: its folder is in their environment."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if str(folder).encode() in (each / "environ").read_bytes() and (each / "cmdline").read_bytes():
+                found.append((int(each.name), (each / "cmdline").read_bytes().replace(b"\0", b" ").decode()))
+    return found
+
+
+def until(claim, seconds):
+    end = time.monotonic() + seconds
+    while not claim() and time.monotonic() < end:
+        time.sleep(0.2)
+    return claim()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere programs are not tied to the one that started them")
+@pytest.mark.parametrize(("victim", "said"), [("coordinator", None), ("flwr-serverapp", "ended without a word")])
+def test_what_is_killed_leaves_nothing_behind_and_the_same_command_goes_on(ticket, victim, said):
+    given, machine = ticket
+    command = [
+        sys.executable, "-m", "ticketlab", "federate", given.store.name, "--level", "2", "--runs", str(machine.runs),
+        "--clients", "a,b", "--rounds", "3", "-s", "federate.epochs=3",
+    ]  # fmt: skip
+
+    def first_round():
+        return list(machine.runs.glob("*federated*/round_1.json"))
+
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert until(first_round, 120), started.communicate(timeout=60)
+    folder = first_round()[0].parent
+    before = first_round()[0].read_bytes()
+    killed = [started.pid] if victim == "coordinator" else [pid for pid, line in alive(folder) if victim in line]
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    _, told = started.communicate(timeout=150)
+    assert started.returncode == (1 if said else -signal.SIGKILL) and (said or "") in told
+    assert until(lambda: not alive(folder), 40), alive(folder)
+    again = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=200)
+    record = json.loads(again.stdout)
+    assert [one["round"] for one in record["rounds"]] == [1, 2, 3] and first_round()[0].read_bytes() == before
+    assert not alive(folder)

@@ -196,7 +196,9 @@ class Watch:
             self.heard = time.monotonic()
             status = self.status()
             if status.startswith("finished") and not self.store.has_result(wanted):
-                raise FailedRun(f"the rounds ended without a word (Flower says {status}); is the disk full?")
+                raise FailedRun(
+                    f"the rounds ended without a word (Flower says {status}): killed, or memory or disk ran out"
+                )
 
 
 def _status(home: Path, run: str) -> str:
