@@ -81,7 +81,7 @@ def test_dirichlet_leaves_the_callers_randomness_alone():
         (lambda: iid(labelled(LABELS[:3]), 4, 0), "3 examples are too few for 4 parts"),
         (lambda: dirichlet(EXAMPLES, 40, 0, least=20), "too few for 40 parts of 20"),
         (lambda: dirichlet(EXAMPLES, 25, 0, alpha=0.01, least=20), "no draw in 1000 gives each of 25 clients 20"),
-        (lambda: dirichlet(EXAMPLES, 2, 0, alpha=0.0), "alpha must be above 0"),
+        (lambda: dirichlet(EXAMPLES, 2, 0, alpha=0.0), "alpha must be 0.001 or more"),
         (lambda: shards(labelled(LABELS[:5]), 3, 0), "too few for 6 parts"),
     ],
 )

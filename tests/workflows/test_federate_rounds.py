@@ -1,12 +1,14 @@
 """Rounds with real messages and real training in one process: every rule, going on, and answers that are faulty."""
 
 import json
+import math
 import time
 
+import numpy as np
 import pytest
 import torch
 from federations import asked_of, given_of, network_after, pruned, ran
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from ticketlab.codec import Sparse, decode, encode
 from ticketlab.errors import FailedRun
@@ -148,6 +150,35 @@ def with_state(found, value):
     return Sparse(found.mask, {**found.state, "fc1.bias": value(found.state["fc1.bias"])}, found.facts)
 
 
+def with_array(array):
+    """An answer whose network is another of Flower's arrays."""
+
+    def answer(message, context):
+        if context.node_id != 2:
+            return train(message, context)
+        reply = train(message, context)
+        told = reply.content.metric_records[METRICS]
+        return Message(RecordDict({ARRAYS: ArrayRecord({NETWORK: array}), METRICS: told}), reply_to=message)
+
+    return answer
+
+
+def npy(header):
+    """NumPy's own form of an array that claims something."""
+    text = repr(header).encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def same(content, _):
+    return content
+
+
+def says_nothing(message, context):
+    if context.node_id == 2:
+        return Message(Error(2, " "), reply_to=message)
+    return train(message, context)
+
+
 def dies(message, context):
     if context.node_id == 2:
         raise RuntimeError("killed")
@@ -156,7 +187,19 @@ def dies(message, context):
 
 ONES = torch.ones(300, 64)
 
+HUGE = npy({"descr": "|u1", "fortran_order": False, "shape": (1 << 45,)})
 FAULTS = {
+    "an error without a word": (says_nothing, "failed"),
+    "an error of many lines and signs": (
+        changed(lambda *_: 1 / 0), "ZeroDivisionError: division by zero",
+    ),
+    "an array without data": (with_array(Array("uint8", (5,), "numpy.ndarray", b"")), "no row of bytes"),
+    "an array that claims much": (with_array(Array("uint8", (1 << 45,), "numpy.ndarray", HUGE)), "no row of bytes"),
+    "an array that is a zip file": (with_array(Array("uint8", (2,), "numpy.ndarray", b"PK")), "not a ticket file"),
+    "an array of another kind": (with_array(Array(np.ones(3))), "no row of bytes"),
+    "infinitely many examples": (changed(same, **{"num-examples": math.inf}), "num-examples is not"),
+    "more examples than there are": (changed(same, **{"num-examples": 10**12}), "num-examples is not"),
+    "an accuracy that is no number": (changed(same, accuracy=math.nan), "accuracy is not a number"),
     "an exception": (dies, "RuntimeError: killed"),
     "garbage": (changed(lambda *_: b"garbage"), "unreadable answer: not a ticket file"),
     "nothing": (changed(lambda *_: {}), "unreadable answer"),
@@ -297,3 +340,86 @@ def test_a_client_that_is_asked_for_the_mask_it_lacks_says_so(machine):
     message = Message(record, dst_node_id=1, message_type="train")
     list(grid.pull_messages(grid.push_messages([message])))
     assert seen[0].content[TASK]["needs-mask"]
+
+
+class Late(Direct):
+    """The second client needs this many seconds, always."""
+
+    seconds = 7.0
+
+    def push_messages(self, messages):
+        numbers = list(super().push_messages(messages))
+        self.pushed = time.monotonic()
+        self.second = {each for each in numbers if self._waiting[each].metadata.dst_node_id == 2}
+        return numbers
+
+    def pull_messages(self, message_ids):
+        is_over = time.monotonic() - self.pushed > self.seconds
+        return super().pull_messages([each for each in message_ids if is_over or each not in self.second])
+
+
+@pytest.mark.slow
+def test_a_client_that_is_slower_than_the_others_gets_back_in(machine, tmp_path):
+    store = RunStore(tmp_path / "r")
+    store.path.mkdir()
+    federate(Late(2, train, {}), store, asked_of(machine, clients=2, rounds=3, patience=5.0))
+    states = [[c["state"] for c in store.read_result(round_name(n))["clients"]] for n in (1, 2, 3)]
+    assert states == [["ok", "timeout"]] * 3
+    other = RunStore(tmp_path / "s")
+    other.path.mkdir()
+    for name in ("round_1.json", "round_1.safetensors"):
+        other.write_file(name, store.read_file(name))
+    grid = Late(2, train, {})
+    grid.seconds = 30.0
+    session_request = asked_of(machine, clients=2, rounds=4, patience=9.0)
+
+    class Recovers(Late):
+        rounds = 0
+
+        def push_messages(self, messages):
+            self.rounds += 1
+            self.seconds = 30.0 if self.rounds == 1 else 7.0
+            return super().push_messages(messages)
+
+    federate(Recovers(2, train, {}), other, session_request)
+    states = [[c["state"] for c in other.read_result(round_name(n))["clients"]] for n in (2, 3, 4)]
+    # missed; suspect, so not waited for; then it has its whole time again
+    assert states == [["ok", "timeout"], ["ok", "timeout"], ["ok", "ok"]]
+
+
+def test_a_suspect_is_waited_for_where_the_round_needs_its_answer(machine, tmp_path):
+    class Odd(Late):
+        """The second client misses round 1 and needs seven seconds later; the first fails in round 2."""
+
+        rounds = 0
+
+        def push_messages(self, messages):
+            self.rounds += 1
+            self.seconds = 60.0 if self.rounds == 1 else 7.0
+            return super().push_messages(messages)
+
+    def fails_once(message, context):
+        number = json.loads(str(message.content[TASK]["json"]))["round"]
+        if context.node_id == 1 and number == 2:
+            raise RuntimeError("once")
+        return train(message, context)
+
+    store = RunStore(tmp_path / "r")
+    store.path.mkdir()
+    federate(Odd(3, fails_once, {}), store, asked_of(machine, rounds=2, least=2, patience=9.0))
+    assert [c["state"] for c in store.read_result(round_name(2))["clients"]] == ["RuntimeError: once", "ok", "ok"]
+
+
+def test_a_drawn_client_that_is_offline_is_waited_for_and_then_named(machine, tmp_path):
+    class Four(Direct):
+        """One of five nodes never comes."""
+
+        def get_node_ids(self):
+            return list(super().get_node_ids())[:4]
+
+    store = RunStore(tmp_path / "r")
+    store.path.mkdir()
+    federate(Four(5, train, {}), store, asked_of(machine, clients=5, rounds=6, clients_per_round=2))
+    states = [{c["name"]: c["state"] for c in store.read_result(round_name(n))["clients"]} for n in range(1, 7)]
+    assert any("c4" in one for one in states) and all(one.get("c4", "offline") == "offline" for one in states)
+    assert all(list(one.values()).count("ok") >= 1 for one in states)

@@ -26,7 +26,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the client: letter
 def enroll(
     name: Name,
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="This coordinator as the device reaches it.")],
-    days: Annotated[int, typer.Option(min=1, help="Days until the key is taken no more.")] = 365,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="Days until the key is taken no more.")] = 365,
     again: Annotated[bool, typer.Option("--again", help="A new key; the old one no longer works.")] = False,
     out: Annotated[Path | None, typer.Option(help="The join file [default: NAME.join].")] = None,
     runs: RunsRoot = Path("runs"),

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from ticketlab.cli.render import console, new_table, note, result, show
@@ -88,7 +89,7 @@ def _cells(client: Mapping[str, Any]) -> list[str]:
     sizes = [f"{client[key]:,}" for key in ("bytes_down", "bytes_up")]
     return [
         client["name"],
-        client["state"],
+        escape(client["state"]),
         *sizes,
         f"{client['seconds']:.1f}",
         memory,

@@ -52,5 +52,6 @@ def _check(path: Path, images: Tensor, labels: Tensor, facts: Mapping[str, Any])
         raise DataError(f"{path}: images have numbers that are not finite, or are not real")
     if labels.is_floating_point() or labels.is_complex():
         raise DataError(f"{path}: labels are {str(labels.dtype).removeprefix('torch.')}, not whole numbers")
+    labels = labels.long()  # of unsigned numbers torch knows no least
     if int(labels.min()) < 0 or int(labels.max()) >= facts["classes"]:
         raise DataError(f"{path}: labels lie in {int(labels.min())}…{int(labels.max())}, not 0…{facts['classes'] - 1}")

@@ -13,6 +13,7 @@ from ticketlab.errors import DataError
 from ticketlab.registry import Registry
 from ticketlab.seeds import derive_seed
 
+LEAST_ALPHA = 1e-3  # of smaller ones draws in float32 are no longer what they should be
 DRAWS = 1000
 """Of a Dirichlet partition, until every client has enough examples."""
 
@@ -39,8 +40,8 @@ def dirichlet(
     """
     if least is None:
         least = max(1, min(20, len(examples) // (10 * max(clients, 1))))
-    if alpha <= 0:
-        raise DataError(f"dirichlet: alpha must be above 0 (got {alpha:g})")
+    if alpha < LEAST_ALPHA:
+        raise DataError(f"dirichlet: alpha must be {LEAST_ALPHA:g} or more (got {alpha:g})")
     _check(examples, clients, least)
     labels = examples.labels
     classes = [(labels == label).nonzero().flatten() for label in labels.unique()]

@@ -10,6 +10,7 @@ from ticketlab.errors import TicketlabError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
 """Of a client: also the name of files and of a service."""
+NO_NAME = "'{}' is no name of a client; use letters, digits, - and _ (at most 63, - not first)"
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 
 
@@ -37,7 +38,7 @@ def read_address(text: str) -> Address:
 def check_name(name: str) -> None:
     """Raise TicketlabError for what cannot name a client."""
     if not NAME.fullmatch(name):
-        raise TicketlabError(f"'{name}' is no name of a client; use letters, digits, - and _ (at most 63, - not first)")
+        raise TicketlabError(NO_NAME.format(name))
 
 
 def is_loopback(host: str) -> bool:

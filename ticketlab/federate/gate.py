@@ -37,6 +37,7 @@ CALLS = frozenset(
 """What a registered node needs; registering and unregistering are the coordinator's."""
 LARGEST = 16 << 20
 """Bytes of a request; Flower sends arrays in pieces of 5 MB."""
+OK = 200
 AT_ONCE = 256
 """Connections, of which a client has a few; more are answered with 503, which bounds what strangers can fill."""
 PATIENCE = 60.0  # seconds for the SuperLink to answer
@@ -67,7 +68,7 @@ def gate(upstream: httpx.AsyncClient, traffic: Traffic | None = None) -> App:
             await _answer(send, 503)
             return
         kept = [(name.lower(), value) for name, value in reply.headers.raw if name.lower() not in HOP_BY_HOP]
-        if traffic is not None:
+        if traffic is not None and reply.status_code == OK:  # others need not be who they say they are
             traffic.add(scope["headers"], body, kept, reply.content)
         await _answer(send, reply.status_code, kept, reply.content)
 

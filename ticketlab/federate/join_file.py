@@ -43,7 +43,7 @@ def decode_join(content: bytes) -> JoinFile:
     again = "copy it again, or make a new one: ticketlab client enroll NAME --again"
     try:
         told = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TicketlabError(f"not a join file, or cut short; {again}") from error
     if not isinstance(told, dict) or told.get("kind") != KIND:
         raise TicketlabError("not a join file; ticketlab client enroll makes one")
@@ -71,8 +71,10 @@ def _check(join: JoinFile, again: str) -> None:
     ):
         try:
             read()
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise TicketlabError(f"its {what} cannot be read; {again}") from error
+    if datetime.fromisoformat(join.expires).tzinfo is None:
+        raise TicketlabError(f"its expires has no time zone; {again}")
 
 
 def _digest(content: dict[str, object]) -> str:

@@ -13,10 +13,10 @@ from torch.nn import functional
 from ticketlab.data.batches import Examples, normalise, shuffled_batches, steps_per_epoch
 from ticketlab.errors import FailedRun
 from ticketlab.models.compact import all_finite
-from ticketlab.pruning.masks import Mask, full_mask
+from ticketlab.pruning.masks import Mask, full_mask, masked
 from ticketlab.training.loop import Adjust, evaluate, train_steps
 from ticketlab.training.plain_sgd import PlainSgd
-from ticketlab.training.trainable import make_trainable
+from ticketlab.training.trainable import Trainable, make_trainable
 
 if TYPE_CHECKING:
     from ticketlab.federate.rules.rule import Work
@@ -32,14 +32,27 @@ class Trained:
     """Mean of the last epoch's batches; NaN where there was no step."""
 
 
-def fit(work: Work, mask: Mask, state: Mapping[str, Tensor], part: tuple[float, float] = (0.0, 1.0)) -> Trained:
-    """Train from a state under a mask; `part` is the stretch of the round's steps, from and to, as shares of 1.
+def fit(
+    work: Work,
+    mask: Mask,
+    state: Mapping[str, Tensor],
+    part: tuple[float, float] = (0.0, 1.0),
+    anchor: Mapping[str, Tensor] | None = None,
+) -> Trained:
+    """Train from a state under a mask; raises FailedRun where training diverges.
 
-    Weights are pulled towards `state` where the settings say so (FedProx). Raises FailedRun where training diverges.
+    Args:
+        part: Stretch of the round's steps, from and to, as shares of 1.
+        anchor: The server's weights, to which FedProx pulls where the settings ask for it; left out: `state`.
     """
     settings, examples = work.settings, work.train
     trainable = make_trainable(work.model, state, mask or full_mask(work.model), torch.device("cpu"))
     per_epoch = steps_per_epoch(len(examples), settings.batch_size)
+    adjust = Adjust()
+    if settings.proximal:
+        adjust = Adjust(
+            towards=_anchors(work, trainable, mask, state if anchor is None else anchor), pull=settings.proximal
+        )
     start, stop = (round(share * settings.epochs * per_epoch) for share in part)
     losses = [
         step.loss
@@ -51,7 +64,7 @@ def fit(work: Work, mask: Mask, state: Mapping[str, Tensor], part: tuple[float, 
             trainable.mask,
             start,
             stop,
-            Adjust(towards=_anchors(trainable.model), pull=settings.proximal) if settings.proximal else Adjust(),
+            adjust,
         )
     ]
     loss = float(torch.stack(losses[-per_epoch:]).mean()) if losses else float("nan")
@@ -92,5 +105,11 @@ def dense_gradient(
 GRADIENT_BATCH = 256
 
 
-def _anchors(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    return [(value, value.detach().clone()) for value in model.parameters()]
+def _anchors(
+    work: Work, trainable: Trainable, mask: Mask, anchor: Mapping[str, Tensor]
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """Each parameter as it is trained, with the value that it is pulled to, in the same shape."""
+    device = torch.device("cpu")
+    there = make_trainable(work.model, masked(anchor, mask), mask or full_mask(work.model), device).model
+    pairs = zip(trainable.model.parameters(), there.parameters(), strict=True)
+    return [(parameter, value.detach().clone()) for parameter, value in pairs]

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
 
+from ticketlab.errors import FormatError
+
 ARRAYS, TASK, METRICS = "arrays", "task", "metrics"
 """Records of a message: blobs, what to do as JSON, numbers to show."""
 NETWORK, EXTRA = "network", "extra"
 """Blobs, each a ticket of the codec."""
+HEADER, LONGEST = 512, 200
+"""Bytes that NumPy's header may take; characters of a reason that are shown."""
 SECURE = "secaggplus_configs"
 """Record of a message of Flower's SecAgg+."""
 NEEDS_MASK = "needs-mask"
@@ -23,5 +27,22 @@ def blobs(parts: Mapping[str, bytes]) -> ArrayRecord:
 
 
 def blobs_of(content: RecordDict) -> dict[str, bytes]:
-    """The bytes of a message; raises KeyError where it has none."""
-    return {name: array.numpy().tobytes() for name, array in content.array_records[ARRAYS].items()}
+    """The bytes of a message; raises KeyError where it has none, FormatError for an array that is none of bytes.
+
+    Nothing is taken from the array's own header: what it claims may be anything.
+    """
+    return {name: _bytes(name, array) for name, array in content.array_records[ARRAYS].items()}
+
+
+def _bytes(name: str, array: Array) -> bytes:
+    shape, data = tuple(array.shape), array.data
+    count = shape[0] if len(shape) == 1 else -1
+    if array.dtype != "uint8" or not 0 <= count <= len(data) <= count + HEADER:
+        raise FormatError(f"'{name}' is no row of bytes")
+    return data[len(data) - count :]
+
+
+def said(reason: object) -> str:
+    """The last line of what a client says, short and without control characters."""
+    lines = str(reason).strip().splitlines() or ["failed"]
+    return "".join(sign for sign in lines[-1] if sign.isprintable())[:LONGEST]

@@ -95,7 +95,12 @@ def stop(children: Sequence[Child]) -> None:
 def flwr(home: Path, *arguments: str) -> Any:
     """What a `flwr` command answers, from its JSON; raises FailedRun with its own words."""
     command = [str(Path(sys.executable).parent / "flwr"), *arguments, "--format", "json"]
-    ran = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False, timeout=120)
+    try:
+        ran = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False, timeout=120)
+    except subprocess.TimeoutExpired as error:
+        raise FailedRun(
+            f"flwr {arguments[0]}: no answer within {error.timeout:.0f} s; the machine is very busy"
+        ) from error
     try:
         answer: Mapping[str, Any] = json.loads(ran.stdout)
     except ValueError:

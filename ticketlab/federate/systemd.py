@@ -17,8 +17,6 @@ Environment=PYTHONUNBUFFERED=1
 ExecStart={command}
 Restart=always
 RestartSec=15
-# a join file that cannot be used does not mend itself
-RestartPreventExitStatus=2
 # the supervisor stops its own child, which then signs off
 KillMode=mixed
 TimeoutStopSec=30

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -40,7 +41,8 @@ class Traffic:
         self.counts[_short(key)] = [up + _size(headers, request), down + _size(answered, answer)]
         if len(request) + len(answer) > LARGE or time.monotonic() - self._written > PERIOD:
             self._written = time.monotonic()
-            write_json(self.path, self.counts)
+            with suppress(OSError):  # a full disk is no reason to refuse a client
+                write_json(self.path, self.counts)
 
 
 def _size(headers: Headers, body: bytes) -> int:

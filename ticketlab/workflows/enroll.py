@@ -31,7 +31,9 @@ class Door:
     @property
     def local(self) -> str:
         """How this machine reaches it."""
-        return "127.0.0.1" if is_everywhere(self.host) else self.host
+        if not is_everywhere(self.host):
+            return self.host
+        return "::1" if ":" in self.host else "127.0.0.1"
 
 
 def enroll(
@@ -113,9 +115,21 @@ def door(runs: Path, clients: Iterable[Enrolled], host: str | None = None) -> Do
         )
     named = [read_address(client.server).host for client in LabStore(runs).clients()]
     only_here = all(is_loopback(address.host) for address in addresses.values())
-    listen = host or ("127.0.0.1" if only_here else "0.0.0.0")
-    own = [] if is_everywhere(listen) else [listen]
+    listen = host or _listen({":" in address.host for address in addresses.values()}, only_here)
+    own = (["::1"] if ":" in listen else []) if is_everywhere(listen) else [listen]
     return Door(listen, ports.pop(), tuple(dict.fromkeys(["localhost", "127.0.0.1", *named, *own])))
+
+
+def _listen(are_version_6: set[bool], only_here: bool) -> str:
+    """Every address of the kind that clients use, or loopback of it."""
+    if len(are_version_6) > 1:
+        raise TicketlabError(
+            "some clients were enrolled with an IPv6 number and some were not; enroll all with a name or with numbers "
+            "of one kind, or name one address with --host"
+        )
+    if are_version_6 == {True}:
+        return "::1" if only_here else "::"
+    return "127.0.0.1" if only_here else "0.0.0.0"
 
 
 def lab_authority(runs: Path) -> Authority:

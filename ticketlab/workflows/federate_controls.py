@@ -65,6 +65,7 @@ def controls_of(
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a control: plain averages of all weights under one mask."""
     of_rule: dict[str, Any] = {"rule": "fixed", "options": {}, "privacy": None, "aggregate": "mean", "start": None}
+    of_rule |= {"server_lr": 1.0, "server_momentum": 0.0}
     of_rule |= {"secure": False}
     return {**settings, **of_rule}
 

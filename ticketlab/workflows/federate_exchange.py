@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from ticketlab.codec import Sparse, decode, encode, mask_digest
-from ticketlab.errors import FormatError
-from ticketlab.federate.messages import ARRAYS, EXTRA, METRICS, NEEDS_MASK, NETWORK, TASK, blobs, blobs_of
+from ticketlab.federate.messages import ARRAYS, EXTRA, METRICS, NEEDS_MASK, NETWORK, TASK, blobs, blobs_of, said
 from ticketlab.federate.rules.rule import Answer, Order, Rule
 from ticketlab.models.compact import all_finite, same_shapes
 
@@ -22,6 +22,8 @@ GRACE = 5.0
 """Seconds that a round waits on for clients that missed the round before, once all others have answered."""
 HEARTBEAT = 10.0
 """Seconds after which who looks on is told again, though nothing is new."""
+METRICS_WANTED = ("num-examples", "seconds", "memory-mib")
+MOST_EXAMPLES = 10**9
 FAR = 100.0
 """Times the network's own norm; an update beyond that is a fault, not training."""
 
@@ -61,7 +63,7 @@ class Session:
     holders: dict[str, str] = field(default_factory=dict)
     """Client → digest of the mask that it has."""
     suspects: set[str] = field(default_factory=set)
-    """Clients that missed the last round."""
+    """Clients that missed the last round, having not been suspects in it."""
     started: bool = False
     """Whether a round has been finished here."""
     counted: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -82,6 +84,7 @@ def exchange(
     outcomes = {name: Outcome(name, "waiting" if name in nodes else "offline") for name in names}
     orders = {name: rule.order(number, name) for name in names if name in nodes}
     answers: dict[str, Answer] = {}
+    least = max(1, session.request["min_clients"])
     end = time.monotonic() + session.request["round_timeout"]
     pending = _send(session, number, orders, nodes, outcomes, end)
     quiet_since = told = time.monotonic()
@@ -92,7 +95,7 @@ def exchange(
             quiet_since = time.monotonic()
             name = pending.pop(reply.metadata.reply_to_message_id)
             if reply.has_error():
-                outcomes[name].state = str(reply.error.reason).strip().splitlines()[-1]
+                outcomes[name].state = said(reply.error.reason)
             elif _needs_mask(reply.content):
                 session.holders.pop(name, None)
                 again.append(name)
@@ -107,13 +110,14 @@ def exchange(
             told = time.monotonic()
             session.tell(list(outcomes.values()))
         only_suspects = set(pending.values()) <= session.suspects
-        if pending and only_suspects and answers and time.monotonic() - quiet_since > GRACE:
+        if pending and only_suspects and len(answers) >= least and time.monotonic() - quiet_since > GRACE:
             break
         if pending:
             time.sleep(POLL)
     for name in pending.values():
         outcomes[name].state = "timeout"
-    session.suspects = {name for name in names if outcomes[name].state != "ok"}
+    # suspect for one round only: a client that is merely slow has its whole time in the next
+    session.suspects = {name for name in names if outcomes[name].state != "ok"} - session.suspects
     return [answers[name] for name in names if name in answers], list(outcomes.values())
 
 
@@ -176,20 +180,29 @@ def read_answer(content: RecordDict, outcome: Outcome, order: Order, rule: Rule,
         limit = 2 * sum(value.nbytes for value in order.network.state.values()) + (1 << 20)
         found = decode(parts[NETWORK], limit, known=order.network.mask)
         extra = decode(parts[EXTRA], limit) if EXTRA in parts else None
-        metrics: Mapping[str, Any] = content.metric_records[METRICS]
-        outcome.examples, outcome.seconds = int(metrics["num-examples"]), float(metrics["seconds"])
-        outcome.memory_mib = float(metrics["memory-mib"])
-        for key in ("accuracy", "accuracy_after", "loss"):
-            setattr(outcome, key, float(metrics[key]) if key in metrics else None)
+        _read_metrics(content.metric_records[METRICS], outcome)
         wrong = _wrong(found, order.network, number, outcome.examples) or rule.accepts(outcome.name, found)
         outcome.state = wrong or _wrong_extra(extra, order.network) or "ok"
-    except (FormatError, KeyError, ValueError, TypeError) as error:
-        outcome.state = f"unreadable answer: {error}"
+    except Exception as error:
+        # whatever one client sends must not end the others' round
+        outcome.state = said(f"unreadable answer: {error}")
     if outcome.state != "ok":
         return None
     # vectors of all values depend on the order of tensors, which is the client's own
     ordered = Sparse(found.mask, {name: found.state[name] for name in order.network.state}, found.facts)
     return Answer(outcome.name, ordered, outcome.examples, extra)
+
+
+def _read_metrics(metrics: Mapping[str, Any], outcome: Outcome) -> None:
+    """Take a client's numbers; raises ValueError for one that is not finite, KeyError for one that is missing."""
+    told = {name: float(metrics[name]) for name in METRICS_WANTED}
+    told |= {name: float(metrics[name]) for name in ("accuracy", "accuracy_after", "loss") if name in metrics}
+    bad = [name for name, value in told.items() if not math.isfinite(value)]
+    if bad or told["num-examples"] > MOST_EXAMPLES:
+        raise ValueError(f"{', '.join(bad) or 'num-examples'} is not a number that can be")
+    outcome.examples, outcome.seconds = int(told["num-examples"]), told["seconds"]
+    outcome.memory_mib = told["memory-mib"]
+    outcome.accuracy, outcome.accuracy_after, outcome.loss = map(told.get, ("accuracy", "accuracy_after", "loss"))
 
 
 def _wrong(found: Sparse, sent: Sparse, number: int, examples: int) -> str | None:
@@ -201,8 +214,9 @@ def _wrong(found: Sparse, sent: Sparse, number: int, examples: int) -> str | Non
         return "another network"
     if not all_finite(found.state):
         return "numbers that are not finite"
-    moved = norm(found.state[name].double() - value.double() for name, value in sent.state.items())
-    whole = norm(value.double() for value in sent.state.values())
+    floats = {name: value.double() for name, value in sent.state.items() if value.is_floating_point()}
+    moved = norm(found.state[name].double() - value for name, value in floats.items())
+    whole = norm(floats.values())
     if moved > FAR * (whole + 1):
         return f"an update of {moved / (whole + 1):.0f} times the network's own size"
     return None if examples > 0 else "no examples"

@@ -8,6 +8,7 @@ from typing import Any
 
 from ticketlab.data.partition import partitions
 from ticketlab.errors import TicketlabError
+from ticketlab.federate.address import NAME, NO_NAME
 from ticketlab.federate.rules import adaptive, early_bird, fixed, personal, sign_flip, submodels  # noqa: F401
 from ticketlab.federate.rules.fixed import Fixed
 from ticketlab.federate.rules.rule import rules
@@ -40,8 +41,7 @@ class Asked:
         found = []
         if not self.clients or len(set(self.clients)) < len(self.clients):
             found.append(f"--clients: name each client once, with commas between (got {','.join(self.clients)})")
-        bad = [name for name in self.clients if not name.replace("-", "").replace("_", "").isalnum()]
-        found += [f"--clients: '{name}' is no name; use letters, digits, - and _" for name in bad]
+        found += [f"--clients: {NO_NAME.format(name)}" for name in self.clients if not NAME.fullmatch(name)]
         drawn = self.settings.clients_per_round or len(self.clients)
         if drawn > len(self.clients):
             found.append(f"federate.clients_per_round: there are {len(self.clients)} clients, not {drawn}")
@@ -75,6 +75,14 @@ class Asked:
                 for name, is_set in of_fixed.items()
                 if is_set
             ]
+        if settings.rule == "personal" and settings.holdout == 0:
+            found.append("federate.holdout: rule personal decides by examples that are held out; set it above 0")
+        if (
+            settings.privacy is not None
+            and settings.privacy.kind == "central_client"
+            and settings.precision != "float32"
+        ):
+            found.append("federate.privacy: float16 moves updates after clients have clipped them; use float32")
         if settings.privacy is not None and settings.rule != "fixed":
             found.append(f"federate.privacy: is for rule fixed; {settings.rule} looks at each client's own answer")
         return found
@@ -93,7 +101,7 @@ class Asked:
 def request_of(given: Shipment, asked: Asked, machine: Machine) -> dict[str, Any]:
     """What the programs are told, as JSON."""
     source = given.network.facts["source"]
-    is_fused = given.kind == "fused"
+    is_level = given.store.kind == "prune"
     secure = {"most_examples": len(given.splits.of_clients)} if asked.settings.secure else {}
     return {
         **secure,
@@ -108,8 +116,8 @@ def request_of(given: Shipment, asked: Asked, machine: Machine) -> dict[str, Any
         "runs": str(given.store.path.resolve().parent),
         "source": given.store.name,
         "digest": source.get("digest"),
-        "level": None if is_fused else source["level"],
-        "replicate": 1 if is_fused else source["replicate"],
+        "level": source["level"] if is_level else None,
+        "replicate": source["replicate"] if is_level else 1,
         "data": str(machine.places.root.resolve()) if machine.places.root else None,
     }
 

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 
 from ticketlab.codec import Sparse, encode
 from ticketlab.errors import FailedRun
+from ticketlab.federate.messages import said
 from ticketlab.federate.rules.rule import Answer, Rule
 from ticketlab.federate.secure import COLLECT, CONFIGS, STAGE, UNMASK, Sum, sum_of
 from ticketlab.federate.strategies import from_vector, to_vector
@@ -113,7 +114,7 @@ class Line:
             for reply in new:
                 outcome = self.outcomes[pending.pop(reply.metadata.reply_to_message_id)]
                 if reply.has_error():
-                    outcome.state = str(reply.error.reason).strip().splitlines()[-1]
+                    outcome.state = said(reply.error.reason)
                 else:
                     outcome.bytes_up += _size(reply.content)
             found += new

@@ -69,8 +69,8 @@ def federate(grid: Grid, store: RunStore, request: Mapping[str, Any]) -> None:
             rule.recall_(*read_round(store, number - 1, start.network))
         _tell(store, number, [])
         began = time.perf_counter()
-        nodes = _wait(session, number)
         names = _drawn(request["clients"], settings, number)
+        nodes = _wait(session, names)
         answers, outcomes = gather(session, rule, number, nodes, names)
         _count(session, store, outcomes)
         session.started = True
@@ -171,29 +171,27 @@ def _drawn(clients: Sequence[str], settings: FederateSection, number: int) -> li
     return [clients[int(index)] for index in order.sort().values]
 
 
-def _wait(session: Session, number: int) -> dict[str, int]:
-    """Clients of this federation that are online, by name.
+def _wait(session: Session, names: Sequence[str]) -> dict[str, int]:
+    """Those of a round's clients that are online, by name.
 
-    Before the first round all are waited for, and after the deadline enough will do; later only enough are waited
+    In the first round all of them are waited for, and after the deadline enough will do; later only enough are waited
     for. Raises FailedRun where they do not come.
     """
     request = session.request
     end = time.monotonic() + request["join_timeout"]
     least = max(SECURE_CLIENTS if request["settings"]["secure"] else 1, request["min_clients"])
-    wanted = least if session.started else len(request["clients"])
+    wanted = least if session.started else len(names)
     told, at = {""}, time.monotonic()
     while True:
-        online = _online(session)
-        if len(online) >= wanted:
+        online = {name: node for name, node in _online(session).items() if name in names}
+        if len(online) >= wanted or (len(online) >= least and time.monotonic() > end):
             return online
         if time.monotonic() > end:
-            if len(online) >= least:
-                return online
-            missing = ", ".join(name for name in request["clients"] if name not in online)
+            missing = ", ".join(name for name in names if name not in online)
             raise FailedRun(f"not online within {request['join_timeout']:g} s: {missing}")
         if set(online) != told or time.monotonic() - at > HEARTBEAT:
             told, at = set(online), time.monotonic()
-            session.tell([Outcome(name, "online" if name in online else "offline") for name in request["clients"]])
+            session.tell([Outcome(name, "online" if name in online else "offline") for name in names])
         time.sleep(POLL)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,15 @@ def federate_run(wanted: Wanted, machine: Machine, should_stop: Callable[[], boo
     overrides = [*said, *wanted.overrides]
     if wanted.run is not None and Path(wanted.run).suffix in (".yaml", ".yml"):
         file = read_recipe(Path(wanted.run), overrides)
+        _asked(wanted, file.recipe.federate, machine.runs)
         store = yield from _found_first(file, machine, should_stop)
         settings = file.recipe.federate
     else:
         found = yield from _store(wanted, machine, overrides, should_stop)
         store, settings = found, _settings(found, overrides)
     asked = _asked(wanted, settings, machine.runs)
-    asked.check()
     level = 0 if asked.starts_dense and wanted.level is None and store.kind == "prune" else wanted.level
-    given = shipment(store, machine.places, level if store.kind == "prune" else None)
+    given = shipment(store, machine.places, level)
     own_file = given.network.facts["model"]["file"]
     if own_file:
         raise TicketlabError(
@@ -80,8 +80,10 @@ def _store(
     except RunError:
         if wanted.run is not None or wanted.level is not None or not DEFAULT.is_file():
             raise
+        file = read_recipe(DEFAULT, overrides)
+        _asked(wanted, file.recipe.federate, machine.runs)
         yield Notice(f"no ticket in {machine.runs} yet: one is found first with {DEFAULT}")
-        return (yield from _found_first(read_recipe(DEFAULT, overrides), machine, should_stop))
+        return (yield from _found_first(file, machine, should_stop))
 
 
 def _found_first(
@@ -119,9 +121,12 @@ def _tree(recipe: Recipe | None) -> dict[str, Any]:
 
 
 def _asked(wanted: Wanted, settings: FederateSection, runs: Path) -> Asked:
+    """What was asked for; raises TicketlabError for what cannot be run, and for clients that may not come in."""
     clients = wanted.clients
     if wanted.simulate:
         clients = tuple(f"client_{number:04d}" for number in range(1, wanted.simulate + 1))
-    join_timeout = wanted.join_timeout or (ENROLLED if expected(runs, clients) else LOCAL)
-    patience = (wanted.min_clients, wanted.round_timeout, join_timeout)
-    return Asked(clients, settings, *patience, simulated=wanted.simulate is not None)
+    is_simulated = wanted.simulate is not None
+    asked = Asked(clients, settings, wanted.min_clients, wanted.round_timeout, LOCAL, is_simulated)
+    asked.check()  # names too, before files are looked for under them
+    are_outside = not is_simulated and expected(runs, clients)
+    return replace(asked, join_timeout=wanted.join_timeout or (ENROLLED if are_outside else LOCAL))

@@ -166,8 +166,8 @@ def test_gradients_that_are_all_zero_add_nothing():
     assert found["w"].int().tolist() == [[0, 1, 0, 0]]
 
 
-def answer(name, values, worth, examples):
-    extra = None if worth is None else Sparse({}, {"w": torch.tensor([worth])}, {})
+def answer(name, values, worth, examples, largest=1.0):
+    extra = None if worth is None else Sparse({}, {"w": torch.tensor([worth])}, {"largest": largest})
     return Answer(name, sparse(values, 1, 1, 0, 0), examples, extra)
 
 
@@ -183,6 +183,32 @@ def test_the_server_averages_and_chooses_anew_where_gradients_were_asked_for():
     assert rule.network.mask["w"].int().tolist() == [[1, 0, 1, 0]]
     assert rule.network.state["w"].tolist() == [[6.0, 0.0, 0.0, 0.0]]
     assert told == {"density": 0.5, "mask_distance": 0.5}
+
+
+def test_gradients_count_by_their_size_not_by_each_clients_largest():
+    rule = PruneFl(sparse([2.0, 1.0, 0.0, 0.0], 1, 1, 0, 0), SETTINGS, ["a", "b"], every=1, share=0.6, overhead=1.0)
+    # true sums [100, 0, 50.6, 1]: place 0 stays, Γ = 50; 50.6 > 50 comes, Γ = 50.2; 1 does not. As shares it would
+    rule.merge(
+        1,
+        [
+            answer("a", [2.0, 1.0, 0, 0], [1.0, 0, 0.5, 0], 1, largest=100.0),
+            answer("b", [2.0, 1.0, 0, 0], [0.0, 0, 0.6, 1.0], 1),
+        ],
+    )
+    assert rule.network.mask["w"].int().tolist() == [[1, 0, 1, 0]]
+
+
+@pytest.mark.parametrize("largest", [None, -1.0, float("nan"), float("inf"), "much"])
+def test_gradients_of_no_size_that_can_be_are_left_out(largest):
+    rule = PruneFl(sparse([2.0, 1.0, 0.0, 0.0], 1, 1, 0, 0), SETTINGS, ["a", "b"], every=1, share=0.6, overhead=1.0)
+    rule.merge(
+        1,
+        [
+            answer("a", [2.0, 1.0, 0, 0], [4.0, 0, 16.0, 0], 1),
+            answer("b", [2.0, 1.0, 0, 0], [0.0, 9.0, 0, 9.0], 1, largest=largest),
+        ],
+    )
+    assert rule.network.mask["w"].int().tolist() == [[1, 0, 1, 0]]
 
 
 def test_a_round_in_which_nobody_told_gradients_keeps_the_mask():

@@ -112,7 +112,7 @@ def feddst(work: Work) -> Reply:
         name: moved(half.state[name], kept, gradient[name], round(share * int(kept.sum())))
         for name, kept in work.received.mask.items()
     }
-    done = fit(work, mask, masked(half.state, mask), part=(0.5, 1.0))
+    done = fit(work, mask, masked(half.state, mask), part=(0.5, 1.0), anchor=work.received.state)
     return Reply(Sparse(mask, done.state, {}), done.loss)
 
 
@@ -171,7 +171,7 @@ class PruneFl(_Moving):
         mask = self.network.mask
         weights = [answer.examples for answer in answers]
         state = overlap_mean(self.network.state, [a.network.state for a in answers], [mask] * len(answers), weights)
-        told = [(answer.extra.state, answer.examples) for answer in answers if answer.extra is not None]
+        told = [(answer.extra.state, answer.examples * scale_of(answer.extra)) for answer in answers if answer.extra]
         if not self.moves(number) or not told:
             return self.replace(mask, state)
         worth = {name: weighted_sum([extra[name] for extra, _ in told], [n for _, n in told]) for name in mask}
@@ -187,9 +187,16 @@ def prunefl(work: Work) -> Reply:
         return done
     gradient = dense_gradient(work.model, work.received.state, work.train, None)
     squares = {name: gradient[name].square() for name in work.received.mask}
-    # a factor changes no choice, and keeps small squares representable where values travel as float16
+    # as shares of the largest, so that small squares do not vanish where values travel as float16
     largest = max(float(value.max()) for value in squares.values()) or 1.0
-    return Reply(done.network, done.loss, Sparse({}, {name: value / largest for name, value in squares.items()}, {}))
+    shares = {name: value / largest for name, value in squares.items()}
+    return Reply(done.network, done.loss, Sparse({}, shares, {"largest": largest}))
+
+
+def scale_of(extra: Sparse) -> float:
+    """What squared gradients were divided by; 0, which leaves them out, where that is no number that can be."""
+    told = extra.facts.get("largest")
+    return float(told) if isinstance(told, int | float) and 0 < told < math.inf else 0.0
 
 
 def worthwhile(

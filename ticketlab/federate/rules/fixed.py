@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ticketlab.codec import Sparse, mask_digest
+from ticketlab.errors import TicketlabError
 from ticketlab.federate.local import fit
 from ticketlab.federate.rules.rule import Answer, Memory, Order, Reply, Work, rules, works
 from ticketlab.recipe import FederateSection
@@ -21,6 +22,12 @@ class Fixed:
     def __init__(self, start: Sparse, settings: FederateSection, clients: Sequence[str]) -> None:
         from ticketlab.federate.strategies import Averaging  # not on clients, where it takes long to load
 
+        steps = settings.server_momentum or settings.server_lr != 1 or settings.aggregate != "mean" or settings.privacy
+        if steps and any(name.endswith("running_var") for name in start.state):
+            raise TicketlabError(
+                "federate: leave server_lr, server_momentum, aggregate and privacy out; this network has batch norm, "
+                "whose running variances cannot be stepped or noised"
+            )
         self.network = start
         self.averaging = Averaging(settings)
 
