@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ticketlab.cli.app import app
-from ticketlab.cli.federating import bits_per_second
+from ticketlab.cli.federating import _wire, bits_per_second
 from ticketlab.errors import TicketlabError
 from ticketlab.workflows import federate_ticket
 from ticketlab.workflows.train_level import Notice
@@ -28,7 +28,8 @@ def test_other_texts_are_refused_with_an_example(text):
 
 def client(name, state="ok"):
     return {
-        "name": name, "state": state, "bytes_down": 1000, "bytes_up": 500, "seconds": 1.0, "memory_mib": 200.0,
+        "name": name, "state": state, "wire_up": None, "wire_down": None,
+        "bytes_down": 1000, "bytes_up": 500, "seconds": 1.0, "memory_mib": 200.0,
         "examples": 50, "accuracy": 0.5, "accuracy_after": 0.75, "loss": 0.1,
     }  # fmt: skip
 
@@ -88,7 +89,10 @@ def test_the_table_names_each_client_and_the_bytes_saved(run):
     assert ran.exit_code == 0, ran.output
     assert "pi1" in ran.output and "pi2" in ran.output
     assert "test accuracy 90.00 % (before any round 80.00 %)" in ran.stdout
-    assert "fewer bytes than dense float32: up 20.0 ×, down 10.0 ×; than dense float32 zipped: up 10.0" in ran.stdout
+    assert (
+        "fewer bytes than dense float32: up 20.0 ×, down 10.0 ×; than the same with its zeros zipped: up 10.0"
+        in ran.stdout
+    )
 
 
 def test_of_more_than_twelve_clients_most_are_counted(run):
@@ -105,7 +109,7 @@ def test_a_link_tells_how_long_the_bytes_take(run):
     ran, _ = run("--link", "8kbit", "--json")
     assert json.loads(ran.stdout)["link"] == {
         "bits_per_second": 8000.0,
-        "seconds_per_round": {"this federation": 1.5, "dense float32": 20.0, "dense float32 zipped": 10.0},
+        "seconds_per_round": {"this federation": 1.5, "dense float32": 20.0, "the same with its zeros zipped": 10.0},
     }
 
 
@@ -154,3 +158,9 @@ def test_a_run_that_is_not_there_is_a_users_mistake(tmp_path):
 def test_a_bad_link_is_told_before_anything_starts(run):
     ran, wanted = run("--link", "fast")
     assert ran.exit_code == 2 and "--link fast" in ran.stderr and wanted is None
+
+
+def test_all_that_flower_sends_is_told_beside_the_bytes_of_the_messages():
+    told = {**client("a"), "wire_up": 900, "wire_down": 1100}
+    assert _wire([told, client("b")]) == {"with all that Flower sends": 2000.0}
+    assert _wire([client("b")]) == {}

@@ -62,7 +62,15 @@ def test_the_run_summary_is_one_run_with_recipe_hparams_and_margin(tmp_path):
 
 
 def finished(number, names=("pi1", "pi2"), **more):
-    client = {"state": "ok", "bytes_up": 1000, "bytes_down": 2072, "seconds": 1.5, "loss": 0.5, "accuracy": 0.25}
+    client = {
+        "state": "ok",
+        "bytes_up": 1000,
+        "bytes_down": 2072,
+        "seconds": 1.5,
+        "loss": 0.5,
+        "accuracy": 0.25,
+        "memory_mib": 200.0,
+    }
     return {
         "round": number, "test_accuracy": number / 10, "val_accuracy": number / 20, "density": 0.5, "seconds": 2.0,
         "rule": {"mask_distance": 0.125, "drawn": None, "densities": {"pi1": 0.5}},

@@ -174,6 +174,31 @@ def test_finished_rounds_are_read_and_nothing_is_started(ticket, monkeypatch):
     assert RunStore(store.path).read_manifest()["state"] == "finished"
 
 
+def test_a_longer_federation_is_not_put_back_by_asking_for_fewer_rounds(ticket, monkeypatch):
+    given, machine = ticket
+    store, _ = finished(given, machine, rounds=3)
+    before = store.read_file("federated.ticket")
+    said, *_, record = federate_ticket(given, asked(rounds=2), machine)
+    assert said.text.endswith("3 rounds are here already, which is more than 2; none is lost")
+    assert [one["round"] for one in record["rounds"]] == [1, 2, 3]
+    assert store.read_file("federated.ticket") == before
+
+
+def test_a_federation_is_where_another_one_starts_from(ticket, tmp_path):
+    given, machine = ticket
+    store, begin = finished(given, machine)
+    network = shipment(store, machine.places)
+    request = {**request_of(network, asked(rounds=1), machine), "simulated": True}
+    folder = RunStore(tmp_path / "next")
+    folder.path.mkdir()
+    federate(Direct(2, train, {}), folder, request)
+    last, _ = read_round(store, 2, begin)
+    assert all(torch.equal(starting(network, "trained", machine.places).state[n], v) for n, v in last.state.items())
+    for start in ("rewound", "reinit"):
+        with pytest.raises(TicketlabError, match=f"only a level of a pruning run has {start} weights"):
+            starting(network, start, machine.places)
+
+
 @pytest.mark.parametrize("start", ["trained", "rewound", "reinit"])
 def test_a_federation_starts_from_the_weights_that_were_asked_for(ticket, start):
     given, machine = ticket

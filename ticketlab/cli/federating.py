@@ -50,10 +50,15 @@ def federated(events: Iterable[Event], rate: float | None, quiet: bool, json: bo
                     note(_line(event))
             else:
                 last = {**event, "link": _link(event, rate)} if rate else event
+    federation(last, json)
+
+
+def federation(record: Mapping[str, Any], json: bool) -> None:
+    """A finished federation, from its record."""
     if json:
-        result(last)
+        result(record)
     else:
-        _tables(last)
+        _tables(record)
 
 
 def _line(one: Mapping[str, Any]) -> str:
@@ -61,6 +66,11 @@ def _line(one: Mapping[str, Any]) -> str:
     if len(one["clients"]) > ROWS:
         states = ", ".join(f"{count} {state}" for state, count in _counted(one["clients"]).items())
     told = [f"test {100 * one['test_accuracy']:.2f} %", f"density {100 * one['density']:.2f} %"]
+    own = one["rule"].get("densities")
+    if own:
+        told.append(f"own tickets {100 * sum(own.values()) / len(own):.2f} %")
+    if one["rule"].get("drawn") == one["round"]:
+        told.append("the ticket was drawn here")
     return f"round {one['round']}: {', '.join(told)}, {one['seconds']:.1f} s ({states})"
 
 
@@ -143,7 +153,7 @@ def _bytes(record: Mapping[str, Any]) -> str:
     plain = ", ".join(f"{way} {record['ratio'][way]} ×" for way in ways)
     zipped = ", ".join(f"{way} {record['ratio_zipped'][way]} ×" for way in ways)
     wire = ", ".join(f"{way} {value} ×" for way, value in record["ratio_wire"].items() if value)
-    told = f"fewer bytes than dense float32: {plain}; than dense float32 zipped: {zipped}"
+    told = f"fewer bytes than dense float32: {plain}; than the same with its zeros zipped: {zipped}"
     return told + (f"; all that Flower sent, against dense float32: {wire}" if wire else "")
 
 
@@ -162,7 +172,14 @@ def _link(record: Mapping[str, Any], rate: float) -> dict[str, Any]:
     answered = [client for one in record["rounds"] for client in one["clients"] if client["state"] == "ok"]
     sizes = {
         "this federation": sum(c["bytes_down"] + c["bytes_up"] for c in answered) / len(answered),
+        **_wire(answered),
         "dense float32": 2 * record["dense_bytes"],
-        "dense float32 zipped": 2 * record["zipped_dense_bytes"],
+        "the same with its zeros zipped": 2 * record["zipped_dense_bytes"],
     }
     return {"bits_per_second": rate, "seconds_per_round": {name: 8 * size / rate for name, size in sizes.items()}}
+
+
+def _wire(answered: list[Mapping[str, Any]]) -> dict[str, float]:
+    """All that Flower sent for a client in a round, where the gate counted it."""
+    counted = [client["wire_down"] + client["wire_up"] for client in answered if client["wire_up"] is not None]
+    return {"with all that Flower sends": sum(counted) / len(counted)} if counted else {}

@@ -254,11 +254,16 @@ def finished(store: RunStore, json: bool) -> None:
     """What a fusion or a study found, from its record."""
     from ticketlab.workflows.fuse import RESULT as FUSED
     from ticketlab.workflows.fuse import Fusion
+    from ticketlab.workflows.ship import FEDERATED
     from ticketlab.workflows.study import RESULT as STUDIED
     from ticketlab.workflows.study import Study
 
     if store.has_result(FUSED):
         fusion(Fusion(store, store.read_result(FUSED)), json)
+    elif store.has_result(FEDERATED):
+        from ticketlab.cli.federating import federation
+
+        federation(store.read_result(FEDERATED), json)
     elif store.has_result(STUDIED):
         study(Study(store, store.read_result(STUDIED)), json)
     else:

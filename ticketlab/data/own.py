@@ -21,8 +21,9 @@ FILE = "examples.npz"
 def own_examples(folder: Path, facts: Mapping[str, Any]) -> Examples | None:
     """The examples in `folder/examples.npz`, arrays `images` and `labels`; None where there is no such file.
 
-    Images are (examples, channels, height, width) in the units of the data set that the network is for, labels are
-    (examples,) from 0. Raises DataError for arrays that do not fit the network; nothing is unpickled.
+    Images are (examples, channels, height, width), or without channels where the network has one, in the units in which
+    the network's data set is stored (0…255 for pixels, also where they are floats); labels are (examples,) from 0.
+    Raises DataError for arrays that do not fit the network; nothing is unpickled.
 
     Args:
         facts: Of the network: input_shape, classes, mean, std, per_unit.
@@ -36,6 +37,8 @@ def own_examples(folder: Path, facts: Mapping[str, Any]) -> Examples | None:
             images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
     except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); it holds two arrays, images and labels") from error
+    if images.dim() == 3 and facts["input_shape"][0] == 1:
+        images = images[:, None]
     _check(path, images, labels, facts)
     mean, std, unit = (torch.tensor(facts[key]).view(-1, 1, 1) for key in ("mean", "std", "per_unit"))
     return Examples(images, labels.long(), 1 / (unit * std), -mean / std)

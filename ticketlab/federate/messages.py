@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,6 +14,8 @@ ARRAYS, TASK, METRICS = "arrays", "task", "metrics"
 """Records of a message: blobs, what to do as JSON, numbers to show."""
 NETWORK, EXTRA = "network", "extra"
 """Blobs, each a ticket of the codec."""
+UNAVAILABLE = "Node Unavailable"
+"""How Flower says that a client is gone."""
 HEADER, LONGEST = 512, 200
 """Bytes that NumPy's header may take; characters of a reason that are shown."""
 SECURE = "secaggplus_configs"
@@ -45,4 +48,8 @@ def _bytes(name: str, array: Array) -> bytes:
 def said(reason: object) -> str:
     """The last line of what a client says, short and without control characters."""
     lines = str(reason).strip().splitlines() or ["failed"]
-    return "".join(sign for sign in lines[-1] if sign.isprintable())[:LONGEST]
+    if UNAVAILABLE in lines[-1]:
+        return "lost: Flower heard nothing of it for a minute"
+    wrapped = re.fullmatch(r"<class '(?:\w+\.)*(\w+)'>:<['\"](.*)['\"]>", lines[-1])
+    told = f"{wrapped[1]}: {wrapped[2]}" if wrapped else lines[-1]
+    return "".join(sign for sign in told if sign.isprintable())[:LONGEST]

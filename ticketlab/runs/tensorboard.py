@@ -173,7 +173,8 @@ class FederationEvents:
         }  # fmt: skip
         for client in clients[:CLIENTS] if len(clients) <= CLIENTS else ():
             told = {
-                key: client[key] for key in ("accuracy", "accuracy_after", "loss", "bytes_up", "bytes_down", "seconds")
+                key: client[key]
+                for key in ("accuracy", "accuracy_after", "loss", "bytes_up", "bytes_down", "seconds", "memory_mib")
             }
             scalars |= {f"client_{key}/{client['name']}": value for key, value in told.items() if value is not None}
         for tag, value in scalars.items():

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def federate_ticket(
     make(given.splits.of_clients, len(asked.clients), settings.seed, **settings.partition_options)
     entrance = entrance_of(machine.runs, asked.clients, host)
     store = RunStore(machine.runs / f"{given.store.name}-federated-{request_hash(request)}")
+    done = next(number for number in count(1) if not store.has_result(round_name(number))) - 1
+    if done > settings.rounds:
+        yield Notice(
+            f"{store.name}: {done} rounds are here already, which is more than {settings.rounds}; none is lost"
+        )
+        settings = settings.model_copy(update={"rounds": done})
+        request["settings"]["rounds"] = done
     if not all(store.has_result(round_name(number)) for number in range(1, settings.rounds + 1)):
         entrance.check()
     with store.lock():

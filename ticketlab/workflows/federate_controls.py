@@ -5,6 +5,7 @@ The same rounds, clients, partition and seeds, trained in this process.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -44,6 +45,7 @@ def controls_of(
     if given.kind not in ("masked", "dense"):
         yield Notice(f"no controls: {given.network.name} has no dense network of its own sizes")
         return
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies tell of every step
     replicate = request["replicate"]
     alone = shipment(given.store, places, 0, replicate)
     for name, found in (("server data alone, dense", alone), ("server data alone, ticket", given)):

@@ -20,6 +20,8 @@ from ticketlab.workflows.train_level import Notice
 
 LOCAL, ENROLLED = 120.0, 900.0
 """Seconds in which local processes, or people with devices, should have come online."""
+FEW = 5
+"""Clients among whom central privacy is not worth its noise."""
 DEFAULT = Path("recipes/federate_lenet_mnist.yaml")
 
 
@@ -67,6 +69,11 @@ def federate_run(wanted: Wanted, machine: Machine, should_stop: Callable[[], boo
             "installed on them and nothing else"
         )
     yield Notice(f"{given.network.name}: density {100 * given.network.facts['density']:.2f} %, {asked.start} weights")
+    privacy = asked.settings.privacy
+    if privacy is not None and privacy.kind != "local" and len(asked.clients) <= FEW:
+        yield Notice(
+            f"privacy: with {len(asked.clients)} clients the noise of the mean is large enough to destroy the network"
+        )
     yield from federate_ticket(given, asked, machine, should_stop, wanted.controls, wanted.host)
 
 

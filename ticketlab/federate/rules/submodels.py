@@ -37,9 +37,16 @@ class Submodels:
     work = "train"
 
     def __init__(
-        self, start: Sparse, settings: FederateSection, clients: Sequence[str], *, weak: str = "", share: float = 0.25
+        self,
+        start: Sparse,
+        settings: FederateSection,
+        clients: Sequence[str],
+        *,
+        weak: str | Sequence[str] = "",
+        share: float = 0.25,
     ) -> None:
-        self.weak = [name.strip() for name in weak.split(",") if name.strip()]
+        named = weak.split(",") if isinstance(weak, str) else list(weak)
+        self.weak = [str(name).strip() for name in named if str(name).strip()]
         unknown = [name for name in self.weak if name not in clients]
         if unknown or not self.weak or not 0 < share < 1:
             raise TicketlabError(
