@@ -227,7 +227,7 @@ def _open(store: RunStore, given: Shipment, request: Mapping[str, Any]) -> None:
     facts = {
         "kind": "federate",
         "recipe": given.network.facts["recipe"],
-        "method": "federate",
+        "method": f"federate {request['settings']['rule']}",
         "data": given.network.facts["data"],
         "stand_in_for": None,
         "source": given.network.facts["source"],
