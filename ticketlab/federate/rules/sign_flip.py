@@ -17,7 +17,7 @@ from ticketlab.federate.averaging import weighted_sum
 from ticketlab.federate.rules.fixed import Fixed
 from ticketlab.federate.rules.rule import Answer, rules
 from ticketlab.pruning.allocate import lowest
-from ticketlab.pruning.masks import Mask, density, masked
+from ticketlab.pruning.masks import density, masked
 from ticketlab.recipe import FederateSection
 
 
@@ -74,5 +74,4 @@ def outvoted(
         order = torch.zeros_like(kept)
         order[leaving] = lowest(mean[leaving].abs(), may_go)
         leaving = order
-    found: Mask = {"": kept & ~leaving}
-    return found[""]
+    return kept & ~leaving
