@@ -36,13 +36,13 @@ class Adjust:
     noise: Sequence[tuple[nn.Parameter, float]] = ()
     """Parameters with a strength c each: Gaussian noise of deviation c · ‖gradient‖ is added, drawn from torch's global
     generator (FlipOut)."""
+    frozen: Sequence[tuple[nn.Parameter, Tensor]] = ()
+    """Instead of the mask, where weights are removed as training goes on: 1 for each that remains, changed by who
+    removes one."""
     towards: Sequence[tuple[nn.Parameter, Tensor]] = ()
     """Parameters with the values that they are pulled to: `pull` times the difference is added."""
     pull: float = 0.0
     """μ of the proximal term (Li et al. 2020, equation 2)."""
-    frozen: Sequence[tuple[nn.Parameter, Tensor]] = ()
-    """Instead of the mask, where weights are removed as training goes on: 1 for each that remains, changed by who
-    removes one."""
 
 
 class Steps(Protocol):
