@@ -149,6 +149,7 @@ def _rounds(
                 _check(store, engine.vital)
                 yield from watch.look(round_name(number))
                 time.sleep(POLL)
+            yield from watch.look(round_name(number))  # the last answers and the round may come at once
             yield store.read_result(round_name(number))
 
 
