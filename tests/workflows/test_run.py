@@ -13,7 +13,7 @@ from ticketlab.report import run_levels, run_report
 from ticketlab.runs.store import Level
 from ticketlab.workflows.run import Machine, Started, choose_device, prune_run
 from ticketlab.workflows.train_level import Notice
-from ticketlab.workflows.workers import Died, run_replicates
+from ticketlab.workflows.workers import Died, run_processes
 
 
 @pytest.fixture
@@ -135,26 +135,30 @@ def never():
     return False
 
 
+def named(*jobs):
+    return {job: f"replicate {job}" for job in jobs}
+
+
 def test_everything_that_replicates_yield_arrives():
-    assert sorted(run_replicates(count, [1, 2, 3], 2, never)) == [(r, n) for r in (1, 2, 3) for n in range(3)]
+    assert sorted(run_processes(count, named(1, 2, 3), 2, never)) == [(r, n) for r in (1, 2, 3) for n in range(3)]
 
 
 def test_an_error_in_one_replicate_is_raised_and_stops_the_others():
     with pytest.raises(FailedRun, match="replicate 2 cannot go on"):
-        list(run_replicates(fail_second, [1, 2], 2, never))
+        list(run_processes(fail_second, named(1, 2), 2, never))
 
 
 def test_a_killed_process_is_reported_and_its_replicate_resumes(tmp_path, monkeypatch):
     monkeypatch.setenv("TICKETLAB_TEST_MARKER", str(tmp_path / "marker"))
-    assert list(run_replicates(die_once, [1], 1, never)) == [Died(1, "was killed by signal 9"), "alive"]
+    assert list(run_processes(die_once, named(1), 1, never)) == [Died("replicate 1", "was killed by signal 9"), "alive"]
 
 
 def test_a_process_that_always_dies_fails_the_run():
     with pytest.raises(FailedRun, match="was killed by signal 9, 4 times; giving up"):
-        list(run_replicates(die_always, [1], 1, never))
+        list(run_processes(die_always, named(1), 1, never))
 
 
 def test_a_stop_lets_processes_save_first():
     began = time.monotonic()
     with pytest.raises(Interrupted):
-        list(run_replicates(never_ends, [1, 2], 2, lambda: time.monotonic() - began > 0.5))
+        list(run_processes(never_ends, named(1, 2), 2, lambda: time.monotonic() - began > 0.5))

@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ticketlab.cli import client, render
-from ticketlab.cli.options import Json, RunsRoot, Verbose
+from ticketlab.cli import client, render, science
+from ticketlab.cli.options import (
+    DataRoot,
+    Device,
+    Json,
+    Overrides,
+    Quiet,
+    RunName,
+    RunsRoot,
+    Threads,
+    Verbose,
+    Workers,
+    places_of,
+)  # fmt: skip
 from ticketlab.errors import TicketlabError
 
 if TYPE_CHECKING:
-    from ticketlab.data.files import Places
+    pass
 
 RUN_OR_RECIPE = "A run's name, path or unique prefix, or a recipe; left out, the newest ticket."
 
@@ -32,22 +44,12 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(runs_app, name="runs")
 app.add_typer(data_app, name="data")
 app.add_typer(client.app, name="client")
+app.add_typer(science.app)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, such as recipes/lenet_mnist.yaml.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="A.B=C", help="Change a field of the recipe.")
-]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option("--data", help="Folder with data sets [default: $TICKETLAB_DATA, then the cache]."),
-]
 RecipesRoot = Annotated[Path, typer.Option("--recipes", help="Folder with recipes.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 Level = Annotated[int | None, typer.Option(min=0, help="Level of the run [default: the deepest].")]
 Replicate = Annotated[int, typer.Option(min=1, help="Replicate of the run.")]
-RunName = Annotated[
-    str | None, typer.Argument(metavar="[RUN]", help="Name, path or unique prefix; the newest if left out.")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -68,9 +70,9 @@ def prune(
     overrides: Overrides = None,
     runs: RunsRoot = Path("runs"),
     data: DataRoot = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Replicates at a time [default: cores].")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each replicate.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    workers: Workers = None,
+    threads: Threads = 1,
+    device: Device = "auto",
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between saves in a level.")] = 15.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show recipe and plan; train nothing.")] = False,
     json: Json = False,
@@ -84,7 +86,7 @@ def prune(
         from ticketlab.workflows.run import Machine, choose_device, plan_on, prune_run, stand_in_notice
 
         file = read_recipe(recipe, overrides or ())
-        machine = Machine(runs, _places(data), device, workers, threads, checkpoint_seconds)
+        machine = Machine(runs, places_of(data), device, workers, threads, checkpoint_seconds)
         choose_device(device)
         if dry_run:
             plan = plan_on(file, machine.places)
@@ -155,7 +157,7 @@ def fuse(
         from ticketlab.workflows.run import Machine
 
         folder, name = fusing.data_and_name(data or [])
-        machine = Machine(runs, _places(folder), "cpu", workers, threads)
+        machine = Machine(runs, places_of(folder), "cpu", workers, threads)
         if study:
             ignored = {
                 "--weights": weights, "--level": level, "--params": params, "--macs": macs, "--latency": latency,
@@ -202,7 +204,7 @@ def export(
         from ticketlab.workflows.ship import newest, shipment
 
         wanted = shipping.wanted(form, int8, int8_dynamic, float16)
-        given = shipment(newest(runs, run, level, replicate), _places(data), level, replicate)
+        given = shipment(newest(runs, run, level, replicate), places_of(data), level, replicate)
         check(given.network, wanted)
         if not quiet:
             render.note(f"network: {given.network.name} ({given.kind})")
@@ -233,8 +235,8 @@ def bench(
 
         names: list[str | None] = list(run or ()) or [None]
         stores = [newest(runs, name, level) for name in names]
-        found = [shipment(store, _places(data), level if store.kind == "prune" else None) for store in stores]
-        shipping.benched(measure(found, runs, _places(data), out or runs / "bench"), quiet, json)
+        found = [shipment(store, places_of(data), level if store.kind == "prune" else None) for store in stores]
+        shipping.benched(measure(found, runs, places_of(data), out or runs / "bench"), quiet, json)
 
 
 @app.command()
@@ -307,7 +309,7 @@ def federate(
             min_clients, round_timeout, join_timeout, controls, host,
         )  # fmt: skip
         rate = federating.bits_per_second(link) if link else None
-        machine = Machine(runs, _places(data), "cpu")
+        machine = Machine(runs, places_of(data), "cpu")
         federating.federated(federate_run(wanted, machine, should_stop), rate, quiet, json)
 
 
@@ -357,7 +359,7 @@ def recipes_check(recipe: RecipePath, overrides: Overrides = None, data: DataRoo
 
         with render.problems_as_json(recipe, json):
             file = read_recipe(recipe, overrides or ())
-            without = check_all(file, _places(data, may_download=False))
+            without = check_all(file, places_of(data, may_download=False))
         render.checked(recipe, without, json)
 
 
@@ -416,7 +418,7 @@ def data_ls(data: DataRoot = None, json: Json = False) -> None:
     with render.one_line_errors():
         from ticketlab.data.sources import locate_all
 
-        render.data(locate_all(_places(data)), json)
+        render.data(locate_all(places_of(data)), json)
 
 
 @data_app.command("fetch")
@@ -427,7 +429,7 @@ def data_fetch(
     with render.one_line_errors():
         from ticketlab.data.sources import load_dataset
 
-        dataset = load_dataset(name, _places(data))
+        dataset = load_dataset(name, places_of(data))
         count = len(dataset.train_labels) + len(dataset.test_labels)
         render.note(f"{name}: {count} examples, verified, in {dataset.source}")
 
@@ -438,15 +440,7 @@ def doctor(runs: RunsRoot = Path("runs"), data: DataRoot = None, json: Json = Fa
     with render.one_line_errors():
         from ticketlab.workflows.doctor import examine
 
-        render.findings(examine(runs, _places(data, may_download=False)), json)
-
-
-def _places(data: Path | None, may_download: bool = True) -> Places:
-    from dataclasses import replace
-
-    from ticketlab.data.files import Places
-
-    return replace(Places.default(data), may_download=may_download)
+        render.findings(examine(runs, places_of(data, may_download=False)), json)
 
 
 def main() -> None:

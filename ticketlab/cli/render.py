@@ -147,9 +147,9 @@ def _cells(row: Row, level: str) -> list[str]:
         f"{100 * row.density:.2f}",
         "?" if row.effective_density is None else f"{100 * row.effective_density:.2f}",
         f"{100 * (1 - row.density):.2f}",
-        _with_interval(row.test_accuracy, ".2f"),
+        with_interval(row.test_accuracy, ".2f"),
         str(row.test_accuracy.n),
-        _with_interval(row.minus_dense, "+.2f") if row.level and row.minus_dense else "",
+        with_interval(row.minus_dense, "+.2f") if row.level and row.minus_dense else "",
         f"{100 * row.final_test_accuracy.mean:.2f}",
         f"{row.early_stop_step.mean:.0f}",
         f"{row.step_ms:.2f}",
@@ -175,8 +175,8 @@ def _draw_table(store: RunStore, levels: Sequence[Level]) -> None:
             f"{100 * row.density:g}",
             drawn,
             how,
-            _with_interval(row.test_accuracy, ".2f"),
-            "" if row.minus_end is None else _with_interval(row.minus_end, "+.2f"),
+            with_interval(row.test_accuracy, ".2f"),
+            "" if row.minus_end is None else with_interval(row.minus_end, "+.2f"),
             f"{row.steps:,.0f}",
             f"{row.executed.dense / 10**exponent:.3g} + {row.executed.ticket / 10**exponent:.3g}",
             *_shares(row.executed),
@@ -194,7 +194,7 @@ def _shares(cost: Cost) -> tuple[str, str]:
     return f"{100 * cost.total / cost.one_shot:.0f}", f"{100 * cost.total / cost.imp:.0f}"
 
 
-def _with_interval(estimate: Estimate, form: str) -> str:
+def with_interval(estimate: Estimate, form: str) -> str:
     """Mean ± half the interval, in per cent; the mean alone where there is no interval."""
     half = "" if estimate.high is None else f" ±{100 * (estimate.high - estimate.mean):.2f}"
     return f"{100 * estimate.mean:{form}}{half}"
@@ -351,7 +351,7 @@ def _accuracy_cell(point: Point | None) -> str:
     if point is None:
         return ""
     mark = {"ahead": " ▲", "behind": " ▼"}.get(point.verdict, "")
-    return f"{_with_interval(point.test_accuracy, '.2f')} ({point.test_accuracy.n}){mark}"
+    return f"{with_interval(point.test_accuracy, '.2f')} ({point.test_accuracy.n}){mark}"
 
 
 def _cost_cell(point: Point | None) -> str:

@@ -26,7 +26,7 @@ from ticketlab.workflows.early_bird import early_bird_replicate
 from ticketlab.workflows.plan import Plan, load_data, make_plan, user_files
 from ticketlab.workflows.prune import prune_replicate
 from ticketlab.workflows.train_level import Notice, Seen, Settings
-from ticketlab.workflows.workers import Died, run_replicates
+from ticketlab.workflows.workers import Died, run_jobs
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Machine:
     workers: int | None = None
     threads: int = 1
     checkpoint_seconds: float = 15.0
+
+    def workers_for(self, jobs: int, device: torch.device) -> int:
+        """Processes for so many jobs: as asked, else one for each core, or one alone beside a GPU."""
+        return min(jobs, self.workers or (os.cpu_count() or 1 if device.type == "cpu" else 1))
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,7 @@ def prune_run(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool
         yield Notice(stand_in_notice(plan))
     store = RunStore(machine.runs / plan.name)
     replicates = list(range(1, plan.recipe.replicates + 1))
-    parallel = machine.workers or (os.cpu_count() or 1 if device.type == "cpu" else 1)
-    workers = min(len(replicates), parallel)
+    workers = machine.workers_for(len(replicates), device)
     with store.lock():
         with told(store):
             warnings = open_run(store, plan, device, machine.threads)
@@ -84,12 +87,9 @@ def prune_run(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool
         with outcome(store):
             # the plan's recipe names the stand-in where one is used, so that workers use it too
             body = partial(_replicate, plan.file, machine, store.path, str(device))
-            if workers == 1:
-                events: Iterator[object] = (e for r in replicates for e in body(r, should_stop))
-            else:
-                events = run_replicates(body, replicates, workers, should_stop)
-            for event in events:
-                yield _notice(event) if isinstance(event, Died) else cast(Event, event)
+            jobs = {replicate: f"replicate {replicate}" for replicate in replicates}
+            for event in run_jobs(body, jobs, workers, should_stop):
+                yield death_notice(event) if isinstance(event, Died) else cast(Event, event)
             _write_summary(store, plan)
 
 
@@ -134,8 +134,9 @@ def _replicate(
         yield from METHODS[plan.recipe.method](plan, store, replicate, settings)
 
 
-def _notice(death: Died) -> Notice:
-    return Notice(f"the process of replicate {death.replicate} {death.how}; the replicate resumes")
+def death_notice(death: Died) -> Notice:
+    """What the user is told of a process that died."""
+    return Notice(f"the process of {death.name} {death.how}; it resumes")
 
 
 def open_run(store: RunStore, plan: Plan, device: torch.device, threads: int) -> list[str]:

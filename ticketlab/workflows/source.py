@@ -17,12 +17,13 @@ from ticketlab.errors import PluginError, RunError
 from ticketlab.models.build import network_from
 from ticketlab.models.compact import rebuild, same_shapes
 from ticketlab.pruning.masks import Mask, masked
-from ticketlab.recipe_file import RecipeFile, parse_recipe, read_recipe
+from ticketlab.recipe_file import RecipeFile, parse_recipe
 from ticketlab.registry import load_file
 from ticketlab.runs.network import read_foreign_state, read_network
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import digest
 from ticketlab.workflows.plan import Data, Plan, load_data, make_plan
+from ticketlab.workflows.trunk import run_plan
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,7 @@ def from_run(store: RunStore, places: Places, level: int | None, replicate: int,
     index = _deepest(store, finished, replicate) if level is None else level
     if not 0 <= index < len(finished):
         raise RunError(f"{store.path}: replicate {replicate} has levels 0 to {len(finished) - 1}, not {index}")
-    manifest = store.read_manifest()
-    file = read_recipe(store.path / "recipe.yaml", overrides)
-    # files of the user's own stand beside the recipe that the run was made from
-    folder = Path(manifest.get("folder", store.path))
-    file = replace(file, path=folder / f"{manifest['recipe']}.yaml")
-    plan = make_plan(*load_data(file, places))
+    plan = run_plan(store, places, overrides)
     facts = {"run": store.name, "replicate": replicate, "level": index}
     model, mask = _level_model(plan, store, replicate, index)
     was_trained = sum(point.steps for point in finished[:1]) >= plan.steps

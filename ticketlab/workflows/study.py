@@ -45,11 +45,11 @@ from ticketlab.training.optim import learning_rate, make_optimizer
 from ticketlab.workflows.fuse_request import Request
 from ticketlab.workflows.fuse_widths import Workbench, fuse_to, prepare
 from ticketlab.workflows.retrain import fine_tuning
-from ticketlab.workflows.run import Machine, outcome
+from ticketlab.workflows.run import Machine, death_notice, outcome
 from ticketlab.workflows.source import Source, from_run
 from ticketlab.workflows.tickets import fresh_weights
 from ticketlab.workflows.train_level import Notice
-from ticketlab.workflows.workers import run_replicates
+from ticketlab.workflows.workers import Died, run_jobs
 
 RESULT = "study.json"
 SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.98)
@@ -163,13 +163,12 @@ def study_run(
         with outcome(study):
             body = partial(_replicate, [store.path for store in stores], machine, study.path)
             workers = min(len(replicates), machine.workers or 2)
-            events = (
-                run_replicates(body, replicates, workers, should_stop)
-                if workers > 1
-                else (event for replicate in replicates for event in body(replicate, should_stop))
-            )
-            for event in events:
-                yield event if isinstance(event, dict) else Notice(str(event))
+            jobs = {replicate: f"replicate {replicate}" for replicate in replicates}
+            for event in run_jobs(body, jobs, workers, should_stop):
+                if isinstance(event, dict):
+                    yield event
+                elif isinstance(event, Died):
+                    yield death_notice(event)
             rows = [row for replicate in replicates for row in read_rows(_file(study, replicate))]
             record = publish(study, stores[0], machine, rows)
     yield Study(study, record)

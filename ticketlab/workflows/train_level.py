@@ -21,6 +21,7 @@ from ticketlab.pruning.masks import Mask, remaining
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.tensorboard import LevelEvents, log_level
 from ticketlab.seeds import derive_seed
+from ticketlab.training.frozen import keep_frozen_
 from ticketlab.training.loop import Adjust, Step, evaluate, revived, train_steps
 from ticketlab.training.optim import learning_rate, make_optimizer
 from ticketlab.training.trainable import Trainable, make_trainable
@@ -58,6 +59,8 @@ class LevelTask:
     """Step from which the level has its density; weights of before are never its best ones."""
     optimizer: State | None = None
     """What the optimizer remembers from the level before; None: it starts empty."""
+    frozen: State = field(default_factory=dict)
+    """Values that removed weights keep instead of zero."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,7 @@ def train_level(
 def _make_trainer(plan: Plan, task: LevelTask, device: torch.device) -> Trainer:
     whole = rebuild(plan.build(0), task.weights)
     net = make_trainable(whole, task.weights, task.mask, device)
+    keep_frozen_(net.model, {name: value.to(device) for name, value in task.frozen.items()})
     optimizer = make_optimizer(net.model.parameters(), plan.recipe.train)
     if task.optimizer is not None:
         net.restore_optimizer_(optimizer, task.optimizer)
@@ -306,9 +310,10 @@ def _finish(plan: Plan, task: LevelTask, trainer: Trainer, watches: Sequence[Wat
         step_ms=statistics.median(point["step_ms"] for point in trainer.curve),
         layers={name: int(mask[name].sum()) / plan.sizes[name] for name in task.mask},
         curve=tuple(trainer.curve),
-        effective_density=effective_density(trainer.whole, shape, mask, total),
-        flops=executed * examples,
-        remaining_flops=left * examples,
+        # frozen weights make paths and operations of their own
+        effective_density=None if task.frozen else effective_density(trainer.whole, shape, mask, total),
+        flops=None if task.frozen else executed * examples,
+        remaining_flops=None if task.frozen else left * examples,
         **extra,
     )
 

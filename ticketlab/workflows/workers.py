@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -16,40 +16,53 @@ from multiprocessing.process import BaseProcess
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 
 RESTARTS = 3
-"""Times that a replicate is started again after its process died, before the run fails."""
+"""Times that a job is started again after its process died, before the run fails."""
 PATIENCE = 30.0  # seconds for workers to save their state when the run is interrupted
 
 Body = Callable[[int, Callable[[], bool]], Iterator[object]]
-"""(replicate, asked to stop?) → what the parent is to hear; must be picklable."""
+"""(number of the job, asked to stop?) → what the parent is to hear; must be picklable."""
 
 
 @dataclass
 class Worker:
-    """A process at work on one replicate."""
+    """A process at work on one job."""
 
     process: BaseProcess
     messages: Connection
-    replicate: int
+    job: int
     is_done: bool = False
 
 
 @dataclass(frozen=True)
 class Died:
-    """A process ended without a word; its replicate is started again."""
+    """A process ended without a word; its job is started again."""
 
-    replicate: int
+    name: str
     how: str
 
 
-def run_replicates(
-    body: Body, replicates: list[int], workers: int, should_stop: Callable[[], bool]
+def run_jobs(body: Body, jobs: Mapping[int, str], workers: int, should_stop: Callable[[], bool]) -> Iterator[object]:
+    """Run `body` for each job and yield what they yield: here, one after the other, or in processes of their own.
+
+    Args:
+        jobs: Number of each job → what it is called, such as `replicate 1`.
+    """
+    if workers == 1:
+        for job in jobs:
+            yield from body(job, should_stop)
+    else:
+        yield from run_processes(body, jobs, workers, should_stop)
+
+
+def run_processes(
+    body: Body, jobs: Mapping[int, str], workers: int, should_stop: Callable[[], bool]
 ) -> Iterator[object]:
-    """Run `body` for each replicate, `workers` at a time, and yield what they yield.
+    """Run each job in a process, `workers` at a time, and yield what they yield.
 
     An error in one is raised here after the others have saved their state. Raises Interrupted when asked to
     stop, FailedRun when a process dies again and again.
     """
-    waiting, deaths = list(replicates), dict.fromkeys(replicates, 0)
+    waiting, deaths = list(jobs), dict.fromkeys(jobs, 0)
     running: list[Worker] = []
     try:
         while waiting or running:
@@ -63,22 +76,22 @@ def run_replicates(
             for worker in [worker for worker in running if worker.is_done]:
                 running.remove(worker)
                 if worker.process.exitcode != 0:
-                    deaths[worker.replicate] += 1
-                    yield _died(worker, deaths[worker.replicate])
-                    waiting.insert(0, worker.replicate)
+                    deaths[worker.job] += 1
+                    yield _died(worker, jobs[worker.job], deaths[worker.job])
+                    waiting.insert(0, worker.job)
     finally:
         _stop(running)
 
 
-def _start(body: Body, replicate: int) -> Worker:
+def _start(body: Body, job: int) -> Worker:
     """A new process; `spawn`, because a forked copy of a process with threads is not safe."""
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(body, replicate, sender), daemon=True)
+    process = context.Process(target=_work, args=(body, job, sender), daemon=True)
     with _deaf_to_ctrl_c():
         process.start()
     sender.close()
-    return Worker(process, receiver, replicate)
+    return Worker(process, receiver, job)
 
 
 @contextmanager
@@ -108,12 +121,12 @@ def _messages(worker: Worker) -> Iterator[object]:
         worker.is_done = True
 
 
-def _died(worker: Worker, times: int) -> Died:
+def _died(worker: Worker, name: str, times: int) -> Died:
     code = worker.process.exitcode or 0
     how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
     if times > RESTARTS:
-        raise FailedRun(f"the process of replicate {worker.replicate} {how}, {times} times; giving up")
-    return Died(worker.replicate, how)
+        raise FailedRun(f"the process of {name} {how}, {times} times; giving up")
+    return Died(name, how)
 
 
 def _stop(running: list[Worker]) -> None:
@@ -134,13 +147,13 @@ def _stop(running: list[Worker]) -> None:
         worker.process.join()
 
 
-def _work(body: Body, replicate: int, messages: Connection) -> None:
+def _work(body: Body, job: int, messages: Connection) -> None:
     """Body of a worker process. SIGTERM means: save the state and end."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
-        for message in body(replicate, stop.is_set):
+        for message in body(job, stop.is_set):
             messages.send(message)
     except TicketlabError as error:
         messages.send(error)

@@ -1,0 +1,182 @@
+"""A ticket's controls: the same training of what a ticket must be compared with, paired with it by seed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ticketlab.errors import RunError
+from ticketlab.pruning.controls import Start, Subject, controls
+from ticketlab.report import Estimate, estimate
+from ticketlab.runs.store import Level, RunStore
+from ticketlab.runs.ticket import Ticket
+from ticketlab.seeds import derive_seed
+from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.run import Machine
+from ticketlab.workflows.tickets import replicate_seed, ticket_facts
+from ticketlab.workflows.train_level import LevelTask, Notice, Settings, train_level
+from ticketlab.workflows.trunk import Branch, Branched, finished_replicates, run_branches, run_plan
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A network beside the ticket, over replicates; accuracies are fractions of 1, at the early-stop step."""
+
+    control: str
+    test_accuracy: Estimate
+    final_test_accuracy: Estimate
+    early_stop_step: Estimate
+    minus_ticket: Estimate
+    """Difference in test accuracy, paired by seed."""
+
+
+def control_run(
+    store: RunStore,
+    level: int | None,
+    names: Sequence[str],
+    machine: Machine,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Branched | Notice | dict[str, Any]]:
+    """Train the controls of a level with every replicate that has it; yields what is seen, at last the record.
+
+    Args:
+        level: Left out, the winning ticket's.
+        names: Of controls; none stands for all.
+
+    Raises RunError for a run whose tickets have no controls.
+    """
+    chosen = list(dict.fromkeys(names)) or list(controls)
+    for name in chosen:
+        controls.find(name)
+    plan = run_plan(store, machine.places)
+    _check(plan, store)
+    if level is None:
+        level = winning_level(store)
+        yield Notice(f"level {level}: the sparsest ticket that is no worse than the dense network on validation data")
+    if level == 0:
+        raise RunError(f"{store.path}: level 0 is the dense network, which has no controls; name a ticket with --level")
+    replicates = finished_replicates(store, level)
+    branches = [Branch(f"{_folder(level)}/{name}", number, level) for number in replicates for name in chosen]
+    missing = [branch for branch in branches if not store.part(branch.folder).has_level(branch.replicate, level)]
+    with store.lock():
+        yield from run_branches(store, missing, train_control, machine, should_stop)
+        # those of earlier calls are told, too
+        kept = [name for name in controls if _is_finished(store, level, name, replicates)]
+        record = control_record(store, level, kept, replicates)
+        store.write_result(f"{_folder(level)}/controls.json", record)
+        _show(store, level, record)
+    yield record
+
+
+def _is_finished(store: RunStore, level: int, name: str, replicates: Sequence[int]) -> bool:
+    return all(store.part(f"{_folder(level)}/{name}").has_level(number, level) for number in replicates)
+
+
+def _folder(level: int) -> str:
+    return f"controls/level_{level}"
+
+
+def _check(plan: Plan, store: RunStore) -> None:
+    """Raise RunError for a run whose tickets restart from no initial weights, which controls would replace."""
+    recipe = plan.recipe
+    if store.kind != "prune":
+        raise RunError(f"{store.path}: was made by ticketlab {store.kind}; controls are of a pruning run's tickets")
+    if recipe.prunes_in_training:
+        raise RunError(f"{store.path}: method {recipe.method} goes on with its weights; no ticket restarts")
+    if plan.has_channels:
+        raise RunError(f"{store.path}: its tickets are smaller networks, not masks")
+    if recipe.pruning.after != "rewind":
+        raise RunError(f"{store.path}: its tickets restart after '{recipe.pruning.after}', not from rewound weights")
+
+
+def winning_level(store: RunStore) -> int:
+    """The sparsest level whose mean validation accuracy is no lower than the dense network's, else the best one."""
+    of_replicate = [found for found in map(store.levels, store.replicates()) if found]
+    if not of_replicate:
+        raise RunError(f"{store.path}: has no finished level yet")
+    levels = range(min(map(len, of_replicate)))
+    means = [statistics.fmean(found[level].val_accuracy for found in of_replicate) for level in levels]
+    winning = [level for level in levels if level and means[level] >= means[0]]
+    return winning[-1] if winning else max(levels[1:], key=means.__getitem__, default=0)
+
+
+def train_control(plan: Plan, store: RunStore, branch: Branch, settings: Settings) -> Iterator[object]:
+    """Train one control exactly as the ticket was trained."""
+    part = store.part(branch.folder)
+    if part.has_level(branch.replicate, branch.level):
+        return
+    ticket = store.read_ticket(branch.replicate, branch.level)
+    assert ticket is not None, "a finished level has its ticket"
+    name = branch.folder.rpartition("/")[2]
+    start = control_start(plan, store, branch, name)
+    facts = ticket_facts(plan, branch.replicate, branch.level, ticket.facts["rewind_step"])
+    part.write_ticket(branch.replicate, branch.level, Ticket(start.mask, start.weights, {**facts, "control": name}))
+    task = LevelTask(
+        replicate=branch.replicate,
+        seed=replicate_seed(plan, branch.replicate),
+        level=branch.level,
+        mask=start.mask,
+        weights=start.weights,
+        start=ticket.facts["rewind_step"],
+        stop=plan.steps,
+        frozen=start.frozen,
+    )
+    yield from train_level(plan, part, task, settings)
+
+
+def control_start(plan: Plan, store: RunStore, branch: Branch, name: str) -> Start:
+    """What a control starts from: the same whenever it is asked for."""
+    ticket = store.read_ticket(branch.replicate, branch.level)
+    assert ticket is not None, "a finished level has its ticket"
+    seed = derive_seed(replicate_seed(plan, branch.replicate), "control", name, branch.level)
+    fresh = plan.build(derive_seed(seed, "weights")).state_dict()
+    generator = torch.Generator().manual_seed(derive_seed(seed, "places"))
+    subject = Subject(ticket.mask, store.read_rewind(branch.replicate), fresh, generator)
+    return controls.find(name)(subject)
+
+
+def control_record(store: RunStore, level: int, names: Sequence[str], replicates: Sequence[int]) -> dict[str, Any]:
+    """What came of it, as one JSON object."""
+    ticket = [store.read_level(number, level) for number in replicates]
+    others = {
+        name: [store.part(f"{_folder(level)}/{name}").read_level(number, level) for number in replicates]
+        for name in names
+    }
+    dense = [store.read_level(number, 0) for number in replicates]
+    return {
+        "run": str(store.path),
+        "level": level,
+        "density": ticket[0].density,
+        "seeds": [one.seed for one in ticket],
+        "ticket": asdict(_compared("ticket", ticket, ticket)),
+        "dense": asdict(_compared("dense", dense, ticket)),
+        "controls": [asdict(_compared(name, found, ticket)) for name, found in others.items()],
+    }
+
+
+def _compared(name: str, found: Sequence[Level], ticket: Sequence[Level]) -> Compared:
+    return Compared(
+        control=name,
+        test_accuracy=estimate([level.test_accuracy for level in found]),
+        final_test_accuracy=estimate([level.final_test_accuracy for level in found]),
+        early_stop_step=estimate([float(level.early_stop_step) for level in found]),
+        minus_ticket=estimate(
+            [level.test_accuracy - own.test_accuracy for level, own in zip(found, ticket, strict=True)]
+        ),
+    )
+
+
+def _show(store: RunStore, level: int, record: dict[str, Any]) -> None:
+    """The figure, as files and in TensorBoard."""
+    from ticketlab.figures import encode
+    from ticketlab.runs.tensorboard import write_pictures
+    from ticketlab.ticket_figures import beside_controls
+
+    pictures = encode(beside_controls(record))
+    for kind, content in pictures.items():
+        store.write_file(f"{_folder(level)}/controls.{kind}", content)
+    write_pictures(store.path / _folder(level), {"controls": pictures["png"]})

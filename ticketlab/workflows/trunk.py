@@ -1,0 +1,113 @@
+"""Trainings that branch off a finished run and are kept inside it: controls, copies, learned masks.
+
+lenet_mnist-3f9a1c/controls/level_7/reinit/replicate_1/level_7/    a branch's store is laid out like a run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ticketlab.data.files import Places
+from ticketlab.errors import RunError
+from ticketlab.recipe_file import read_recipe
+from ticketlab.runs.store import RunStore
+from ticketlab.workflows.plan import Plan, load_data, make_plan
+from ticketlab.workflows.run import Machine, choose_device, death_notice, told
+from ticketlab.workflows.train_level import Notice, Settings
+from ticketlab.workflows.workers import Died, run_jobs
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One training beside a replicate of a run."""
+
+    folder: str
+    """In the run, such as `controls/level_7/reinit`."""
+    replicate: int
+    level: int
+    """Of the run, whose ticket the branch is about."""
+
+    @property
+    def name(self) -> str:
+        """What the user is told of it."""
+        return f"{Path(self.folder).name}, replicate {self.replicate}"
+
+
+@dataclass(frozen=True)
+class Branched:
+    """What a branch lets be seen of itself."""
+
+    branch: Branch
+    seen: object
+
+
+Train = Callable[[Plan, RunStore, Branch, Settings], Iterator[object]]
+"""(plan of the run, the run, which branch, how) → what is seen; a function of a module, for it goes to processes."""
+
+
+def run_plan(store: RunStore, places: Places, overrides: Sequence[str] = ()) -> Plan:
+    """The plan that a run was made by."""
+    manifest = store.read_manifest()
+    file = read_recipe(store.path / "recipe.yaml", overrides)
+    # files of the user's own stand beside the recipe that the run was made from
+    folder = Path(manifest.get("folder", store.path))
+    file = replace(file, path=folder / f"{manifest['recipe']}.yaml")
+    return make_plan(*load_data(file, places))
+
+
+def finished_replicates(store: RunStore, level: int) -> list[int]:
+    """Replicates that have a level; raises RunError where none has."""
+    found = [replicate for replicate in store.replicates() if len(store.levels(replicate)) > level]
+    if not found:
+        deepest = max((len(store.levels(replicate)) for replicate in store.replicates()), default=0) - 1
+        has = f"has levels 0 to {deepest}" if deepest >= 0 else "has no finished level yet"
+        raise RunError(f"{store.path}: {has}, not {level}")
+    return found
+
+
+def run_branches(
+    store: RunStore,
+    branches: Sequence[Branch],
+    train: Train,
+    machine: Machine,
+    should_stop: Callable[[], bool],
+) -> Iterator[Branched | Notice]:
+    """Train branches of a run that its caller has locked, dealt out to processes; `train` skips finished ones."""
+    if not branches:
+        return
+    device = choose_device(machine.device)
+    workers = machine.workers_for(len(branches), device)
+    hands = [list(branches[first::workers]) for first in range(workers)]
+    jobs = {number: f"{hand[0].name} and {len(hand) - 1} more" for number, hand in enumerate(hands)}
+    body = partial(_work_through, train, hands, machine, store.path, str(device))
+    for event in run_jobs(body, jobs, workers, should_stop):
+        if isinstance(event, Died):
+            yield death_notice(event)
+        elif isinstance(event, Branched):
+            yield event
+
+
+def _work_through(
+    train: Train,
+    hands: Sequence[Sequence[Branch]],
+    machine: Machine,
+    run: Path,
+    device: str,
+    number: int,
+    should_stop: Callable[[], bool],
+) -> Iterator[Branched]:
+    """Some branches one after the other, in this process or in one of its own, which reads run and data itself."""
+    torch.set_num_threads(machine.threads)
+    store = RunStore(run)
+    settings = Settings(torch.device(device), machine.checkpoint_seconds, should_stop)
+    with told(store):
+        plan = run_plan(store, machine.places)
+        for branch in hands[number]:
+            with store.part(branch.folder).lock_replicate(branch.replicate):
+                for seen in train(plan, store, branch, settings):
+                    yield Branched(branch, seen)
