@@ -13,6 +13,14 @@ from ticketlab.data.sources import load_dataset
 from ticketlab.recipe_file import RecipeFile, read_recipe
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start processes and watch the clock run one after the other, whatever runs beside them."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
