@@ -23,8 +23,8 @@ from ticketlab.runs.store import Level, RunStore
 
 SAME = 0.02
 """Densities that differ by less than this share of themselves count as one."""
-NO_METHOD = ("data.name", "data.offline", "early_bird.also_at", "early_bird.densities", "pruning.levels", "replicates",
-             "seed", "watch")  # fmt: skip
+NO_METHOD = ("claims", "data.name", "data.offline", "early_bird.also_at", "early_bird.densities", "pruning.levels",
+             "replicates", "seed", "watch")  # fmt: skip
 """Fields that do not make another method: what is asked of it, not how it works."""
 
 

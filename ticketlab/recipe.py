@@ -274,6 +274,58 @@ class FederateSection(Section):
             raise PydanticCustomError("integers", "secure: values travel as SecAgg+'s integers; leave precision out")
 
 
+class Where(Section):
+    """A level of a run."""
+
+    density: Density | None = None
+    """Fraction of weights that remain there, to within 2 %."""
+    level: Annotated[int, Field(ge=0)] | None = None
+    """The level itself."""
+
+    def model_post_init(self, _: Any, /) -> None:
+        """Refuse both and neither."""
+        if (self.density is None) == (self.level is None):
+            raise PydanticCustomError("one_place", "say density or level, one of them")
+
+
+class ClaimSection(Section):
+    """What a paper says, or we do, that `ticketlab verify` measures."""
+
+    claim: str
+    """In words."""
+    source: str
+    """Where it is said: paper, section, figure."""
+    that: str
+    """What is measured with each seed: an expression of names, numbers and + - * /. Names are ticket, dense, a control
+    (reinit, shuffled_mask, …) and those of `others`."""
+    metric: Literal["test_accuracy", "final_test_accuracy", "val_accuracy", "early_stop_step", "density"] = (
+        "test_accuracy"
+    )
+    """Of each of them; accuracies are fractions of 1, at the early-stop step unless they are final."""
+    at: Where
+    """At which level of the run."""
+    at_least: float | None = None
+    """The mean is no smaller."""
+    at_most: float | None = None
+    """The mean is no larger."""
+    expected: float | None = None
+    """The mean is this, to within `tolerance`."""
+    tolerance: Annotated[float, Field(ge=0)] | None = None
+    """Largest distance from `expected`."""
+    seeds: Annotated[int, Field(ge=2)] = 5
+    """Seeds without which nothing is decided."""
+    others: dict[str, Annotated[tuple[str, ...], Field(strict=False)]] = Field(default_factory=dict)
+    """Tickets of the same recipe with some fields changed, such as `finetune: [pruning.after=finetune]`."""
+
+    def model_post_init(self, _: Any, /) -> None:
+        """Refuse a claim that says nothing, or two things."""
+        if (self.expected is None) != (self.tolerance is None):
+            raise PydanticCustomError("claim_pair", "expected and tolerance belong together")
+        is_bounded = self.at_least is not None or self.at_most is not None
+        if is_bounded == (self.expected is not None):
+            raise PydanticCustomError("claim_bound", "say at_least, at_most, or expected with tolerance")
+
+
 class Recipe(Section):
     """One experiment."""
 
@@ -297,6 +349,8 @@ class Recipe(Section):
     """Seed of the first replicate: initial weights, order of data, augmentation."""
     plugins: Names = ()
     """Python files of one's own that register criteria, models or data sets."""
+    claims: Annotated[tuple[ClaimSection, ...], Field(strict=False)] = ()
+    """What `ticketlab verify` measures."""
 
     @property
     def prunes_in_training(self) -> bool:
@@ -315,7 +369,7 @@ def recipe_hash(recipe: Recipe, files: dict[str, str] | None = None) -> str:
 
     Replicates are left out, because a finished run can be extended by them, and so are levels where no schedule
     depends on their number; so is the stand-in data set, which is not used once the real one is found, and what only
-    a federation looks at. Fields added later change no hash while they are at their default.
+    a federation or `verify` looks at. Fields added later change no hash while they are at their default.
 
     Args:
         files: SHA-256 of each file of the user's own that the recipe names.
@@ -326,6 +380,7 @@ def recipe_hash(recipe: Recipe, files: dict[str, str] | None = None) -> str:
     fields["data"].pop("offline", None)
     fields.pop("replicates", None)
     fields.pop("federate", None)
+    fields.pop("claims", None)
     if not fields.get("pruning", True):
         del fields["pruning"]
     canonical = json.dumps({"recipe": fields, "files": files or {}}, sort_keys=True, separators=(",", ":"))

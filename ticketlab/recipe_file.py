@@ -88,6 +88,12 @@ def parse_recipe(path: Path, tree: dict[str, Any], overrides: Sequence[str], ori
     return _resolved(path, tree, {(): origin}, [], overrides)
 
 
+def override(file: RecipeFile, overrides: Sequence[str]) -> RecipeFile:
+    """The same recipe with some fields changed, checked like any."""
+    tree = file.recipe.model_dump(mode="json", exclude_defaults=True)
+    return _resolved(file.path, tree, dict(file.places), [], overrides)
+
+
 def _resolved(
     path: Path, tree: dict[str, Any], places: dict[Key, str], problems: list[Problem], overrides: Sequence[str]
 ) -> RecipeFile:
@@ -208,7 +214,7 @@ def _explain(detail: dict[str, Any]) -> Problem:
         "missing": "required key is missing",
         "too_short": "give at least one",
         "tuple_type": f"write a list, such as [{value}]",
-        **dict.fromkeys(("sgd_only", "nesterov", "grid"), message),
+        **dict.fromkeys(("sgd_only", "nesterov", "grid", "one_place", "claim_pair", "claim_bound"), message),
     }
     if kind in plain:
         return key, plain[kind]
@@ -224,6 +230,8 @@ def _known_keys(section: Key) -> list[str]:
     """Names of the fields of a section of the recipe."""
     model: type[BaseModel] = Recipe
     for part in section:
+        if isinstance(part, int):
+            continue  # an item of a list has the fields of all
         annotation = model.model_fields[str(part)].annotation
         kinds = [annotation, *get_args(annotation)]
         model = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))

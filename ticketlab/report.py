@@ -51,9 +51,13 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean, n = statistics.fmean(values), len(values)
     if n < 2:
         return Estimate(mean, None, None, n)
-    quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
-    half = quantile * statistics.stdev(values) / math.sqrt(n)
+    half = t_quantile(n) * statistics.stdev(values) / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half, n)
+
+
+def t_quantile(n: int) -> float:
+    """Deviations of a mean of n values, from 2 on, that make half of its interval (Student's t)."""
+    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
 
 
 def summarise(levels: Sequence[Level]) -> list[Row]:

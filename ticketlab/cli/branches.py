@@ -6,43 +6,67 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ticketlab.cli.render import console, new_table, note, result, show, with_interval
+from ticketlab.errors import GateFailed
 from ticketlab.report import Estimate
 from ticketlab.runs.store import Level
+from ticketlab.workflows.run import Event, Started
 from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.train_level import Progress as StepProgress
 from ticketlab.workflows.trunk import Branched
+from ticketlab.workflows.verify import failed
 
 
-def follow(events: Iterable[Branched | Notice | dict[str, Any]], quiet: bool) -> dict[str, Any]:
+def follow(events: Iterable[Event | Branched | dict[str, Any]], quiet: bool) -> dict[str, Any]:
     """Show events as they come; returns the record that ends them."""
     screen = console(stderr=True)
-    is_shown = screen.is_terminal and not quiet
-    bars = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=screen, transient=True,
-    )  # fmt: skip
-    tasks: dict[str, Any] = {}
+    bars = _Bars(screen, screen.is_terminal and not quiet)
     record: dict[str, Any] = {}
-    with bars if is_shown else nullcontext():
+    with bars.progress if bars.is_shown else nullcontext():
         for event in events:
             if isinstance(event, Notice):
                 note(event.text)
             elif isinstance(event, dict):
                 record = event
-            elif isinstance(event.seen, StepProgress):
-                seen, name = event.seen, event.branch.name
-                if name not in tasks:
-                    tasks[name] = bars.add_task(name, total=seen.stop - seen.start)
-                bars.update(tasks[name], completed=seen.step - seen.start)
-            elif isinstance(event.seen, Level):
-                if event.branch.name in tasks:
-                    bars.remove_task(tasks.pop(event.branch.name))
+            elif isinstance(event, Started):
                 if not quiet:
-                    note(_line(event.branch.name, event.seen))
+                    note(f"{event.store.name}: {event.plan.recipe.replicates} × {event.plan.levels + 1} levels")
+            else:
+                branch, seen = (event.branch.name, event.seen) if isinstance(event, Branched) else ("", event)
+                if isinstance(seen, StepProgress):
+                    bars.move(branch or f"replicate {seen.replicate}, level {seen.level}", seen)
+                elif isinstance(seen, Level):
+                    name = branch or f"replicate {seen.replicate}, level {seen.level}"
+                    bars.finish(name)
+                    if not quiet:
+                        note(_line(name, seen))
     return record
+
+
+class _Bars:
+    """A bar for each training that is going on."""
+
+    def __init__(self, screen: Console, is_shown: bool) -> None:
+        self.is_shown = is_shown
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=screen, transient=True,
+        )  # fmt: skip
+        self._tasks: dict[str, TaskID] = {}
+
+    def move(self, name: str, seen: StepProgress) -> None:
+        """A training got further."""
+        if name not in self._tasks:
+            self._tasks[name] = self.progress.add_task(name, total=seen.stop - seen.start)
+        self.progress.update(self._tasks[name], completed=seen.step - seen.start)
+
+    def finish(self, name: str) -> None:
+        """A training is over."""
+        if name in self._tasks:
+            self.progress.remove_task(self._tasks.pop(name))
 
 
 def _line(name: str, level: Level) -> str:
@@ -69,3 +93,53 @@ def controls(record: Mapping[str, Any], json: bool) -> None:
         )
     show(table)
     note(f"figure: {record['run']}/controls/level_{record['level']}/controls.png")
+
+
+def claims(record: Mapping[str, Any], json: bool) -> None:
+    """Claims with what was measured; raises GateFailed where one fails."""
+    if json:
+        result(dict(record))
+    else:
+        table = new_table(
+            f"{record['recipe']}: claims", ("claim", "expected", "measured\n± 95 % t interval", "n", "verdict")
+        )
+        for one in record["claims"]:
+            found, what = one["measured"], f"{one['that']} ({one['metric'].replace('_', ' ')}, level {one['level']})"
+            table.add_row(
+                f"{one['claim']}\n{one['source']}\n{what}",
+                _expected(one),
+                _measured(one),
+                str(found["n"] if found else 0),
+                one["verdict"] + _more(one),
+            )
+        show(table)
+        note(f"run: {record['run']}")
+    wrong = failed(record)
+    if wrong:
+        raise GateFailed(f"{len(wrong)} of {len(record['claims'])} claims failed: {'; '.join(wrong)}")
+
+
+def _spoken(value: float, one: Mapping[str, Any], form: str = "") -> str:
+    """Accuracies in points, anything else as it is; a ratio of accuracies is a plain number."""
+    in_points = one["metric"].endswith("accuracy") and "/" not in one["that"]
+    return f"{100 * value:{form}.2f} points" if in_points else f"{value:{form}.4g}"
+
+
+def _expected(one: Mapping[str, Any]) -> str:
+    bounds = one["expected"]
+    if "expected" in bounds:
+        return f"{_spoken(bounds['expected'], one)} ± {_spoken(bounds['tolerance'], one)}"
+    told = {"at_least": "≥", "at_most": "≤"}
+    return ", ".join(f"{sign} {_spoken(bounds[name], one)}" for name, sign in told.items() if name in bounds)
+
+
+def _measured(one: Mapping[str, Any]) -> str:
+    found = one["measured"]
+    if not found:
+        return "nothing"
+    half = "" if found["high"] is None else f" ± {_spoken(found['high'] - found['mean'], one)}"
+    return f"{_spoken(found['mean'], one)}{half}"
+
+
+def _more(one: Mapping[str, Any]) -> str:
+    return f"\n(about {one['seeds_to_decide']} would do)" if one["seeds_to_decide"] else ""

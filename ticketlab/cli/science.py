@@ -12,6 +12,7 @@ from ticketlab.cli.options import (
     DataRoot,
     Device,
     Json,
+    Overrides,
     Quiet,
     RunName,
     RunsRoot,
@@ -19,7 +20,7 @@ from ticketlab.cli.options import (
     Verbose,
     Workers,
     places_of,
-)  # fmt: skip
+)
 
 app = typer.Typer()
 
@@ -53,3 +54,38 @@ def controls(
         names = [name.strip() for name in (control or "").split(",") if name.strip()]
         machine = Machine(runs, places_of(data), device, workers, threads)
         branches.controls(branches.follow(control_run(store, level, names, machine, should_stop), quiet), json)
+
+
+@app.command()
+def verify(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE|RUN]", help="Recipe with claims, or a run of one; the newest if left out."),
+    ] = None,
+    overrides: Overrides = None,
+    measured: Annotated[bool, typer.Option("--measured", help="Judge what has been measured; train nothing.")] = False,
+    runs: RunsRoot = Path("runs"),
+    data: DataRoot = None,
+    workers: Workers = None,
+    threads: Threads = 1,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure what a recipe claims: expected, measured, verdict; exit status 3 where a claim fails."""
+    with render.one_line_errors(verbose), render.stop_request() as should_stop:
+        from ticketlab.cli import branches
+        from ticketlab.recipe_file import read_recipe
+        from ticketlab.runs.store import find_run
+        from ticketlab.workflows.run import Machine
+        from ticketlab.workflows.trunk import run_file
+        from ticketlab.workflows.verify import verify_run
+
+        if recipe is not None and recipe.endswith((".yaml", ".yml")):
+            file = read_recipe(Path(recipe), overrides or ())
+        else:
+            file = run_file(find_run(runs, recipe, "prune"), overrides or ())
+        machine = Machine(runs, places_of(data), device, workers, threads)
+        events = verify_run(file, machine, should_stop, not measured)
+        branches.claims(branches.follow(events, quiet), json)

@@ -228,5 +228,5 @@ def flat_settings(plan: Plan) -> dict[str, str | float | int | bool]:
         elif isinstance(value, list) and value:
             flat[prefix] = ", ".join(str(item) for item in value)
 
-    add("", plan.recipe.model_dump(mode="json"))
+    add("", plan.recipe.model_dump(mode="json", exclude={"claims"}))
     return flat

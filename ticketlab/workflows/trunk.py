@@ -14,7 +14,7 @@ import torch
 
 from ticketlab.data.files import Places
 from ticketlab.errors import RunError
-from ticketlab.recipe_file import read_recipe
+from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.plan import Plan, load_data, make_plan
 from ticketlab.workflows.run import Machine, choose_device, death_notice, told
@@ -50,14 +50,18 @@ Train = Callable[[Plan, RunStore, Branch, Settings], Iterator[object]]
 """(plan of the run, the run, which branch, how) → what is seen; a function of a module, for it goes to processes."""
 
 
-def run_plan(store: RunStore, places: Places, overrides: Sequence[str] = ()) -> Plan:
-    """The plan that a run was made by."""
+def run_file(store: RunStore, overrides: Sequence[str] = ()) -> RecipeFile:
+    """The recipe that a run was made by."""
     manifest = store.read_manifest()
     file = read_recipe(store.path / "recipe.yaml", overrides)
     # files of the user's own stand beside the recipe that the run was made from
     folder = Path(manifest.get("folder", store.path))
-    file = replace(file, path=folder / f"{manifest['recipe']}.yaml")
-    return make_plan(*load_data(file, places))
+    return replace(file, path=folder / f"{manifest['recipe']}.yaml")
+
+
+def run_plan(store: RunStore, places: Places, overrides: Sequence[str] = ()) -> Plan:
+    """The plan that a run was made by."""
+    return make_plan(*load_data(run_file(store, overrides), places))
 
 
 def finished_replicates(store: RunStore, level: int) -> list[int]:

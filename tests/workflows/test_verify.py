@@ -1,0 +1,142 @@
+"""Claims of a recipe are measured on runs, controls and other recipes, and judged."""
+
+import pytest
+
+from ticketlab.errors import RecipeError, RunError
+from ticketlab.recipe_file import read_recipe
+from ticketlab.report import estimate
+from ticketlab.runs.store import RunStore
+from ticketlab.workflows.run import Machine
+from ticketlab.workflows.trunk import run_file
+from ticketlab.workflows.verify import expectation, failed, find_claims, verify_run
+
+RECIPE = """
+model: {name: lenet_300_100}
+data: {name: digits, validation: 200}
+train: {steps: 30it, batch_size: 32, evaluate_every: 10it}
+pruning: {levels: 2, rate: 0.2, output_rate: 0.1}
+claims:
+  - {claim: one, source: here, that: ticket - reinit, at: {density: 0.643}, at_least: -1, seeds: 2}
+  - {claim: two, source: here, that: 2 * dense, metric: final_test_accuracy, at: {level: 1}, at_most: 0, seeds: 2}
+  - claim: three
+    source: here
+    that: tuned - ticket
+    at: {level: 1}
+    expected: 0
+    tolerance: 1
+    seeds: 3
+    others: {tuned: [pruning.after=finetune]}
+"""
+
+
+@pytest.fixture
+def machine(tmp_path, places):
+    return Machine(tmp_path / "runs", places, "cpu", workers=1)
+
+
+@pytest.fixture
+def claiming(write_recipe):
+    return lambda text=RECIPE, *overrides: read_recipe(write_recipe(text, "claiming.yaml"), overrides)
+
+
+def judged(*arguments, **named):
+    *_, record = verify_run(*arguments, **named)
+    return record
+
+
+def test_what_is_missing_is_run_and_each_claim_is_judged(claiming, machine):
+    record = judged(claiming(), machine)
+    store = RunStore(machine.runs / record["run"].rpartition("/")[2])
+    first, second, third = record["claims"]
+    assert store.replicates() == [1, 2, 3], "as many as the claim that asks for most"
+
+    reinit = store.part("controls/level_2/reinit")
+    differences = [
+        store.read_level(number, 2).test_accuracy - reinit.read_level(number, 2).test_accuracy for number in (1, 2, 3)
+    ]
+    assert first["measured"]["mean"] == pytest.approx(sum(differences) / 3, abs=1e-12)
+    assert first["measured"]["low"] == estimate(differences).low
+    assert (first["level"], first["verdict"], first["measured"]["n"]) == (2, "holds", 3)
+
+    dense = [store.read_level(number, 0).final_test_accuracy for number in (1, 2, 3)]
+    assert second["measured"]["mean"] == pytest.approx(2 * sum(dense) / 3)
+    assert second["verdict"] == "fails" and failed(record) == ["two"]
+
+    (other,) = [path for path in machine.runs.iterdir() if path != store.path]
+    tuned = [RunStore(other).read_level(number, 1).test_accuracy for number in (1, 2, 3)]
+    tickets = [store.read_level(number, 1).test_accuracy for number in (1, 2, 3)]
+    assert third["measured"]["mean"] == pytest.approx(sum(tuned) / 3 - sum(tickets) / 3, abs=1e-12)
+    assert store.read_result("claims.json") == record
+
+    # a run knows its claims; what is measured is not trained again
+    before = {path: path.stat().st_mtime_ns for path in machine.runs.rglob("metrics.json")}
+    assert judged(run_file(store), machine)["claims"] == record["claims"]
+    assert judged(claiming(), machine, may_train=False)["claims"] == record["claims"]
+    assert {path: path.stat().st_mtime_ns for path in machine.runs.rglob("metrics.json")} == before
+
+
+def test_claims_make_no_other_run(claiming):
+    from ticketlab.recipe import recipe_hash
+
+    with_claims, without = claiming().recipe, claiming(RECIPE.partition("claims:")[0]).recipe
+    assert recipe_hash(with_claims) == recipe_hash(without)
+
+
+def test_nothing_is_trained_where_only_what_is_there_should_be_judged(claiming, machine):
+    with pytest.raises(RunError, match="no such run yet; leave --measured out"):
+        judged(claiming(), machine, may_train=False)
+    assert not machine.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("ticket - reinit", "ticket - renit", r"claiming\.yaml:7:\d+: claims\.0\.that: unknown name 'renit'; did you"),
+        ("ticket - reinit", "max(ticket)", r"claims\.0\.that: 'max\(ticket\)' is not an expression"),
+        (
+            "density: 0.643",
+            "density: 0.7",
+            r"claims\.0\.at: no such level; there are 0 \(1\), 1 \(0\.802\), 2 \(0\.6434",
+        ),
+        ("{level: 1}", "{level: 3}", r"claims\.1\.at: no such level"),
+        ("pruning.after=finetune", "pruning.after=fine", r"claims\.2\.others\.tuned: .*'fine' is not one of"),
+    ],
+)
+def test_claims_that_cannot_be_measured_are_told_with_their_place(claiming, machine, old, new, message):
+    with pytest.raises(RecipeError, match=message):
+        judged(claiming(RECIPE.replace(old, new)), machine)
+    assert not machine.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("at_least: -1, ", "", r"claims\.0: say at_least, at_most, or expected with tolerance"),
+        ("at_least: -1", "at_least: -1, expected: 1, tolerance: 1", "say at_least, at_most, or expected"),
+        ("at_least: -1", "expected: 1", "expected and tolerance belong together"),
+        ("{density: 0.643}", "{density: 0.643, level: 2}", "say density or level, one of them"),
+        ("at_least: -1", "at_lest: -1", r"claims\.0\.at_lest: unknown key; did you mean 'at_least'"),
+        ("seeds: 2}", "seeds: 1}", r"claims\.0\.seeds: .*greater than or equal to 2"),
+    ],
+)
+def test_claims_that_say_nothing_are_refused(claiming, old, new, message):
+    with pytest.raises(RecipeError, match=message):
+        claiming(RECIPE.replace(old, new, 1))
+
+
+def test_a_recipe_without_claims_has_nothing_to_verify(tiny, machine):
+    with pytest.raises(RecipeError, match="claims nothing"):
+        judged(tiny(), machine)
+
+
+def test_what_a_claim_expects_is_told_by_its_fields(claiming):
+    assert [expectation(section) for section in claiming().recipe.claims] == [
+        {"at_least": -1.0}, {"at_most": 0.0}, {"expected": 0.0, "tolerance": 1.0}
+    ]  # fmt: skip
+
+
+def test_the_level_of_a_density_is_the_nearest_within_two_per_cent(claiming, places):
+    from ticketlab.workflows.plan import load_data, make_plan
+
+    file = claiming()
+    assert [claim.level for claim in find_claims(file, make_plan(*load_data(file, places)))] == [2, 1, 1]

@@ -1,0 +1,205 @@
+"""Claims of a recipe, measured: what is missing is run first, then each claim gets its interval and verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from ticketlab.claims import Bounds, Values, measured, seeds_to_decide, terms, verdict
+from ticketlab.errors import RecipeError, RunError, TicketlabError
+from ticketlab.pruning.controls import controls
+from ticketlab.recipe import ClaimSection, Where
+from ticketlab.recipe_file import Problem, RecipeFile, override
+from ticketlab.registry import did_you_mean
+from ticketlab.runs.store import Level, RunStore
+from ticketlab.workflows.controls import control_run
+from ticketlab.workflows.plan import Plan, load_data, make_plan
+from ticketlab.workflows.run import Event, Machine, Started, prune_run
+from ticketlab.workflows.trunk import Branched
+
+RESULT = "claims.json"
+NEAR = 0.02
+"""Share of itself by which a level's density may differ from the one that a claim names."""
+OWN = ("ticket", "dense")
+"""Terms that stand for networks of the run itself."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim whose names all stand for something."""
+
+    section: ClaimSection
+    level: int
+    terms: tuple[str, ...]
+
+    @property
+    def controls(self) -> list[str]:
+        """Terms that are controls of the level."""
+        return [name for name in self.terms if name in controls and name not in self.section.others]
+
+    @property
+    def bounds(self) -> Bounds:
+        """Where the mean is expected."""
+        section = self.section
+        if section.expected is not None and section.tolerance is not None:
+            return Bounds(section.expected - section.tolerance, section.expected + section.tolerance)
+        low, high = section.at_least, section.at_most
+        return Bounds(-math.inf if low is None else low, math.inf if high is None else high)
+
+
+def verify_run(
+    file: RecipeFile, machine: Machine, should_stop: Callable[[], bool] = lambda: False, may_train: bool = True
+) -> Iterator[Event | Branched | dict[str, Any]]:
+    """Run what the claims of a recipe need, judge them; yields what is seen, at last the record.
+
+    Args:
+        may_train: False judges what is there.
+
+    Raises RecipeError for claims that cannot be measured, RunError where nothing is there to judge.
+    """
+    claims = find_claims(file, make_plan(*load_data(file, machine.places)))
+    seeds = max(file.recipe.replicates, *(claim.section.seeds for claim in claims))
+    variants = dict.fromkeys(((), *(which for claim in claims for which in claim.section.others.values())))
+    stores: dict[tuple[str, ...], RunStore] = {}
+    for which in variants:
+        wanted = override(file, [*which, f"replicates={seeds}"])
+        if may_train:
+            stores[which] = yield from _pruned(wanted, machine, should_stop)
+        else:
+            stores[which] = _existing(wanted, machine)
+    for level in sorted({claim.level for claim in claims if claim.controls}) if may_train else ():
+        names = [name for claim in claims if claim.level == level for name in claim.controls]
+        for event in control_run(stores[()], level, names, machine, should_stop):
+            if not isinstance(event, dict):
+                yield event
+    record = {
+        "run": str(stores[()].path),
+        "recipe": file.path.stem,
+        "claims": [_judged(claim, partial(_values, stores, claim)) for claim in claims],
+    }
+    stores[()].write_result(RESULT, record)
+    yield record
+
+
+def find_claims(file: RecipeFile, plan: Plan) -> list[Claim]:
+    """The recipe's claims; raises RecipeError that lists all that cannot be measured."""
+    found: list[Claim] = []
+    problems: list[Problem] = []
+    if not file.recipe.claims:
+        raise file.error([(("claims",), "the recipe claims nothing; write what should hold under claims:")])
+    for index, section in enumerate(file.recipe.claims):
+        key = ("claims", index)
+        try:
+            names = tuple(terms(section.that))
+        except ValueError as error:
+            problems.append(((*key, "that"), str(error)))
+            continue
+        known = [*OWN, *controls, *section.others]
+        problems += [
+            ((*key, "that"), f"unknown name '{name}'{did_you_mean(name, known)}") for name in names if name not in known
+        ]
+        for name, overrides in section.others.items():
+            try:
+                override(file, overrides)
+            except RecipeError as error:
+                problems.append(((*key, "others", name), str(error)))
+        level = find_level(plan, section.at)
+        if level is None:
+            problems.append(((*key, "at"), f"no such level; there are {_levels(plan)}"))
+        else:
+            found.append(Claim(section, level, names))
+    if problems:
+        raise file.error(problems)
+    return found
+
+
+def densities(plan: Plan) -> list[float]:
+    """Density of each level of a plan."""
+    total = sum(plan.sizes.values())
+    return [sum(plan.keeps(level)) / total for level in range(plan.levels + 1)]
+
+
+def find_level(plan: Plan, where: Where) -> int | None:
+    """The level that is meant; None where there is none."""
+    known = densities(plan)
+    if where.level is not None:
+        return where.level if where.level < len(known) else None
+    wanted = where.density
+    assert wanted is not None
+    nearest = min(range(len(known)), key=lambda level: abs(known[level] - wanted))
+    return nearest if abs(known[nearest] - wanted) <= NEAR * wanted else None
+
+
+def _levels(plan: Plan) -> str:
+    return ", ".join(f"{level} ({density:.4g})" for level, density in enumerate(densities(plan)))
+
+
+def _pruned(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool]) -> Generator[Event, None, RunStore]:
+    """Prune as a recipe says; a generator that returns the run."""
+    store: RunStore | None = None
+    for event in prune_run(file, machine, should_stop):
+        if isinstance(event, Started):
+            store = event.store
+        yield event
+    assert store is not None
+    return store
+
+
+def _existing(file: RecipeFile, machine: Machine) -> RunStore:
+    store = RunStore(machine.runs / make_plan(*load_data(file, machine.places)).name)
+    if not store.replicates():
+        raise RunError(f"{store.path}: there is no such run yet; leave --measured out and it is made")
+    return store
+
+
+def _values(stores: Mapping[tuple[str, ...], RunStore], claim: Claim, term: str) -> Values:
+    """What a term was measured as, by seed."""
+    which = claim.section.others.get(term)
+    store, level = stores[which or ()], claim.level
+    folder = store
+    if which is None and term == "dense":
+        level = 0
+    elif which is None and term in controls:
+        folder = store.part(f"controls/level_{level}/{term}")
+    found = [folder.read_level(number, level) for number in store.replicates() if folder.has_level(number, level)]
+    return {one.seed: _metric(one, claim.section.metric) for one in found}
+
+
+def _metric(level: Level, name: str) -> float:
+    return float(getattr(level, name))
+
+
+def _judged(claim: Claim, values: Callable[[str], Values]) -> dict[str, Any]:
+    section = claim.section
+    try:
+        found = measured(section.that, {name: values(name) for name in claim.terms})
+    except ZeroDivisionError as error:
+        raise TicketlabError(f"claim '{section.claim}': '{section.that}' divides by zero") from error
+    decided = verdict(found, claim.bounds, section.seeds)
+    more = seeds_to_decide(found, claim.bounds) if found and decided == "not enough seeds" else None
+    return {
+        "claim": section.claim,
+        "source": section.source,
+        "that": section.that,
+        "metric": section.metric,
+        "level": claim.level,
+        "expected": expectation(section),
+        "measured": asdict(found) if found else None,
+        "seeds": section.seeds,
+        "verdict": decided,
+        "seeds_to_decide": more,
+    }
+
+
+def expectation(section: ClaimSection) -> dict[str, float]:
+    """What a claim says about the mean, by the names of its fields."""
+    values = {name: getattr(section, name) for name in ("at_least", "at_most", "expected", "tolerance")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def failed(record: Mapping[str, Any]) -> Sequence[str]:
+    """Claims that do not hold."""
+    return [one["claim"] for one in record["claims"] if one["verdict"] == "fails"]
