@@ -13,7 +13,8 @@ pruning: {levels: 2, rate: 0.2, output_rate: 0.1}
 """
 """Half a second a level: real digits, the real network, few steps."""
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("**/*.yaml"))
+FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(FOLDER.glob("**/*.yaml"))
 
 
 TIMES = {"seconds": 0.0, "step_ms": 0.0}

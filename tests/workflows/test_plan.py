@@ -2,14 +2,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import RECIPES
+from support import FOLDER, RECIPES
 
 from ticketlab.data.dataset import Dataset
 from ticketlab.data.sources import FILE_SETS
 from ticketlab.errors import RecipeError
 from ticketlab.recipe_file import read_recipe
+from ticketlab.workflows.check import check_all
 from ticketlab.workflows.estimate import forecast
-from ticketlab.workflows.plan import Data, check_all, load_data, make_plan
+from ticketlab.workflows.plan import Data, load_data, make_plan
 
 OWN_MODEL = """
 from torch import nn
@@ -65,7 +66,7 @@ def plan_of(file, places):
 
 
 def test_the_lenet_recipe_is_the_papers_ladder():
-    plan = make_plan(read_recipe(RECIPES[0].parent / "lenet_mnist.yaml"), blank("mnist"))
+    plan = make_plan(read_recipe(FOLDER / "lenet_mnist.yaml"), blank("mnist"))
     densities = [round(100 * sum(plan.keeps(level)) / 266_200, 2) for level in range(8)]
     assert densities == [100.0, 80.04, 64.06, 51.28, 41.05, 32.87, 26.32, 21.07]
     assert (plan.steps, plan.steps_per_epoch) == (4000, 917)
@@ -190,6 +191,9 @@ def test_a_recipe_is_checked_as_far_as_the_data_allows(tiny, places):
     assert "ticketlab data fetch mnist" in check_all(tiny("data={name: mnist}"), places)
     with pytest.raises(RecipeError):
         check_all(tiny("data={name: mnist}", "model.name=nothing"), places)
+    claim = "claims=[{claim: c, source: s, that: ticket - tiket, at: {level: 1}, at_least: 0}]"
+    with pytest.raises(RecipeError, match="unknown name 'tiket'; did you mean 'ticket'"):
+        check_all(tiny(claim), places)
 
 
 def test_a_plugin_is_loaded_before_its_names_are_looked_up(tiny, places, tmp_path):

@@ -355,7 +355,7 @@ def recipes_check(recipe: RecipePath, overrides: Overrides = None, data: DataRoo
     """Check all that can be wrong before training; downloads nothing."""
     with render.one_line_errors():
         from ticketlab.recipe_file import read_recipe
-        from ticketlab.workflows.plan import check_all
+        from ticketlab.workflows.check import check_all
 
         with render.problems_as_json(recipe, json):
             file = read_recipe(recipe, overrides or ())

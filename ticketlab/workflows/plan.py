@@ -15,7 +15,7 @@ from ticketlab.data.batches import Splits, split, steps_per_epoch
 from ticketlab.data.dataset import Dataset
 from ticketlab.data.files import Places
 from ticketlab.data.sources import datasets, load_with_stand_in
-from ticketlab.errors import FusionError, MissingData, PluginError, PruningError, TicketlabError
+from ticketlab.errors import FusionError, PluginError, PruningError, TicketlabError
 from ticketlab.fusion.paths import Paths
 from ticketlab.models.build import find_builder
 from ticketlab.models.compact import NORMS
@@ -311,13 +311,3 @@ def _pools(recipe: Recipe, sizes: Mapping[str, int]) -> list[Pool]:
     if keeps == [keep_count(pool, sizes, 0) for pool in pools]:
         raise PruningError("nothing would ever be removed; raise the rate, lower the densities or ignore fewer layers")
     return pools
-
-
-def check_all(file: RecipeFile, places: Places) -> str | None:
-    """Check a recipe as far as the data on this machine allows; returns why not further, else None."""
-    check_recipe(file)
-    try:
-        make_plan(*load_data(file, places))
-    except MissingData as error:
-        return str(error)
-    return None
