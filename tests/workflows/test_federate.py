@@ -316,12 +316,12 @@ def test_a_round_that_was_finished_last_is_told_even_where_flower_has_ended(tmp_
 
     monkeypatch.setattr(federating, "running", nothing)
     monkeypatch.setattr(federating, "flwr", flwr)
-    request = {"clients": ["a"], "data": None, "join_timeout": 5, "simulated": False}
+    request = {"clients": ["a"], "data": None, "join_timeout": 5, "simulated": False, "settings": {"rounds": 2}}
     entrance = flowering.entrance_of(tmp_path, ["a"], None)
-    said, *rounds = federating._rounds(store, request, [1, 2], entrance, lambda: False)
+    said, *rounds = federating._rounds(store, request, 0, entrance, lambda: False)
     assert said.text.endswith("not enrolled, so local processes here: a") and rounds == [{"round": 1}, {"round": 2}]
     with pytest.raises(Interrupted, match="goes on with the next round"):
-        list(federating._rounds(store, request, [3], entrance, lambda: True))
+        list(federating._rounds(store, {**request, "settings": {"rounds": 3}}, 2, entrance, lambda: True))
 
 
 # --- programs that are killed

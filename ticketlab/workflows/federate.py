@@ -66,15 +66,14 @@ def federate_ticket(
         )
         settings = settings.model_copy(update={"rounds": done})
         request["settings"]["rounds"] = done
-    if not all(store.has_result(round_name(number)) for number in range(1, settings.rounds + 1)):
+    if done < settings.rounds:
         entrance.check()
     with store.lock():
         _open(store, given, request)
         store.forget(FAILURE)
         store.forget(LIVE)
-        missing = [number for number in range(1, settings.rounds + 1) if not store.has_result(round_name(number))]
         with outcome(store), FederationEvents(store.path) as events:
-            for record in _followed(store, request, missing, entrance, should_stop):
+            for record in _rounds(store, request, done, entrance, should_stop):
                 if isinstance(record, dict) and "round" in record:
                     events.round(record)
                 yield record
@@ -89,21 +88,6 @@ def federate_ticket(
             record = record_of(store, begin, accuracy, request, controls)
             store.write_result(FEDERATED, record)
         yield record
-
-
-def _followed(
-    store: RunStore,
-    request: Mapping[str, Any],
-    missing: Sequence[int],
-    entrance: Entrance,
-    should_stop: Callable[[], bool],
-) -> Iterator[Event]:
-    """Rounds that were finished before, then those that are missing as they are finished."""
-    for number in range(1, request["settings"]["rounds"] + 1):
-        if number not in missing:
-            yield store.read_result(round_name(number))
-    if missing:
-        yield from _rounds(store, request, missing, entrance, should_stop)
 
 
 def check_flower(simulated: bool = False) -> None:
@@ -134,15 +118,20 @@ class Engine:
 def _rounds(
     store: RunStore,
     request: Mapping[str, Any],
-    missing: Sequence[int],
+    done: int,
     entrance: Entrance,
     should_stop: Callable[[], bool],
 ) -> Iterator[Event]:
-    """Start everything, follow the rounds, stop everything."""
+    """Read the rounds that were done before; for more of them start everything, follow them, stop everything."""
+    numbers = range(1, request["settings"]["rounds"] + 1)
+    for number in numbers[:done]:
+        yield store.read_result(round_name(number))
+    if done == len(numbers):
+        return
     yield from _who(store, request, entrance)
     with _simulated(store, request) if request["simulated"] else _deployed(store, request, entrance) as engine:
         watch = Watch(store, engine.status)
-        for number in missing:
+        for number in numbers[done:]:
             while not store.has_result(round_name(number)):
                 if should_stop():
                     raise Interrupted("stopped; the same command goes on with the next round")
