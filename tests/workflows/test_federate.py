@@ -24,6 +24,7 @@ from ticketlab.workflows import federate_flower as flowering
 from ticketlab.workflows.export import export_network
 from ticketlab.workflows.federate import Watch, check_flower, federate_ticket
 from ticketlab.workflows.federate_client import train
+from ticketlab.workflows.federate_controls import controls_of
 from ticketlab.workflows.federate_record import record_of, write_network
 from ticketlab.workflows.federate_request import Asked, request_hash, request_of
 from ticketlab.workflows.federate_server import FAILURE, LIVE, federate, read_round, round_name
@@ -197,6 +198,15 @@ def test_a_federation_is_where_another_one_starts_from(ticket, tmp_path):
     for start in ("rewound", "reinit"):
         with pytest.raises(TicketlabError, match=f"only a level of a pruning run has {start} weights"):
             starting(network, start, machine.places)
+
+
+def test_a_federation_that_starts_from_another_one_has_no_controls(ticket):
+    given, machine = ticket
+    store, _ = finished(given, machine, rounds=1)
+    network = shipment(store, machine.places)
+    request = request_of(network, asked(rounds=1), machine)
+    (said,) = controls_of(store, network, request, machine.places)
+    assert said.text.startswith(f"no controls: {store.name} has no dense network")
 
 
 @pytest.mark.parametrize("start", ["trained", "rewound", "reinit"])

@@ -39,6 +39,11 @@ class Shipment:
     test_accuracy: float
     """As the run measured it, at the early-stop step."""
 
+    @property
+    def has_dense(self) -> bool:
+        """Whether its run holds a dense network of its sizes: a level of a pruning run that removed no channels."""
+        return self.store.kind == "prune" and self.kind in ("masked", "dense")
+
 
 def newest(root: Path, name: str | None, level: int | None = None, replicate: int = 1) -> RunStore:
     """The run of that name; without one the newest finished run that holds such a network, of a fusion or of pruning.
