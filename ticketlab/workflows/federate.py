@@ -15,7 +15,7 @@ from typing import Any
 from ticketlab import federate
 from ticketlab.data.partition import partitions
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
-from ticketlab.federate.processes import TESTED, Child, flwr
+from ticketlab.federate.processes import TESTED, Child, flwr, was_tested
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import FederationEvents
 from ticketlab.workflows.federate_controls import controls_of
@@ -91,16 +91,14 @@ def federate_ticket(
 
 
 def check_flower(simulated: bool = False) -> None:
-    """Raise TicketlabError for a version of Flower that was not tested: its transport changes between releases.
+    """Raise TicketlabError for a version of Flower that was not tested.
 
     Where clients are to be simulated, also where Flower's simulation engine is not installed.
     """
-    found = tuple(int(part) for part in version("flwr").split(".")[:2])
-    if not TESTED[0] <= found < TESTED[1]:
+    found = version("flwr")
+    if not was_tested(found):
         wanted = " and ".join(".".join(map(str, each)) for each in TESTED)
-        raise TicketlabError(
-            f"flwr {version('flwr')} was not tested; install one between {wanted}: pip install 'flwr==1.41.*'"
-        )
+        raise TicketlabError(f"flwr {found} was not tested; install one between {wanted}: pip install 'flwr==1.41.*'")
     if simulated:
         check_ray()
 
