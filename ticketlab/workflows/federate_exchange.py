@@ -34,7 +34,7 @@ class Outcome:
 
     name: str
     state: str = "offline"
-    """ok, timeout, offline, not drawn, or what went wrong."""
+    """ok, timeout, offline, or what went wrong; online or waiting until it is known."""
     bytes_down: int = 0
     bytes_up: int = 0
     wire_down: int | None = None
