@@ -196,6 +196,8 @@ class PrivacySection(Section):
 
 SECURE_CLIENTS = 3
 """Fewest clients of a secure sum: of two, each knows the other's part of it."""
+FEW_CLIENTS = 5
+"""Most clients among whom central privacy is not worth its noise: the mean nearly is each one's own answer."""
 
 
 class FederateSection(Section):

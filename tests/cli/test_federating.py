@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from ticketlab.cli.app import app
-from ticketlab.cli.federating import _wire, bits_per_second
+from ticketlab.cli.federating import _standing, _wire, bits_per_second
 from ticketlab.errors import TicketlabError
 from ticketlab.workflows import federate_ticket
 from ticketlab.workflows.train_level import Notice
@@ -103,6 +104,17 @@ def test_of_more_than_twelve_clients_most_are_counted(run):
     assert "c11" in ran.output and "c12" not in ran.output
     assert "round 1: test 90.00 %, density 10.00 %, 3.0 s (20 ok, 5 timeout)" in ran.stderr
     assert len(ran.stdout.splitlines()) < 60
+
+
+def test_brackets_in_what_a_client_says_are_shown_as_they_are(run):
+    failed = client("pi1", "KeyError: [bold]")
+    ran, _ = run(whole=record([failed, client("pi2")]))
+    assert "KeyError: [bold]" in ran.stdout
+    live = Console(width=200)
+    with live.capture() as shown:
+        live.print(_standing({"round": 1, "clients": [failed]}))
+        live.print(_standing({"round": 1, "clients": [failed] * 13}))
+    assert shown.get().count("KeyError: [bold]") == 1 + 12 + 1 and "13 KeyError: [bold]" in shown.get()
 
 
 def test_a_link_tells_how_long_the_bytes_take(run):

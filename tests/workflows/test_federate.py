@@ -24,6 +24,7 @@ from ticketlab.workflows import federate_flower as flowering
 from ticketlab.workflows.export import export_network
 from ticketlab.workflows.federate import Watch, check_flower, federate_ticket
 from ticketlab.workflows.federate_client import train
+from ticketlab.workflows.federate_controls import controls_of
 from ticketlab.workflows.federate_record import record_of, write_network
 from ticketlab.workflows.federate_request import Asked, request_hash, request_of
 from ticketlab.workflows.federate_server import FAILURE, LIVE, federate, read_round, round_name
@@ -199,6 +200,15 @@ def test_a_federation_is_where_another_one_starts_from(ticket, tmp_path):
             starting(network, start, machine.places)
 
 
+def test_a_federation_that_starts_from_another_one_has_no_controls(ticket):
+    given, machine = ticket
+    store, _ = finished(given, machine, rounds=1)
+    network = shipment(store, machine.places)
+    request = request_of(network, asked(rounds=1), machine)
+    (said,) = controls_of(store, network, request, machine.places)
+    assert said.text.startswith(f"no controls: {store.name} has no dense network")
+
+
 @pytest.mark.parametrize("start", ["trained", "rewound", "reinit"])
 def test_a_federation_starts_from_the_weights_that_were_asked_for(ticket, start):
     given, machine = ticket
@@ -316,12 +326,12 @@ def test_a_round_that_was_finished_last_is_told_even_where_flower_has_ended(tmp_
 
     monkeypatch.setattr(federating, "running", nothing)
     monkeypatch.setattr(federating, "flwr", flwr)
-    request = {"clients": ["a"], "data": None, "join_timeout": 5, "simulated": False}
+    request = {"clients": ["a"], "data": None, "join_timeout": 5, "simulated": False, "settings": {"rounds": 2}}
     entrance = flowering.entrance_of(tmp_path, ["a"], None)
-    said, *rounds = federating._rounds(store, request, [1, 2], entrance, lambda: False)
+    said, *rounds = federating._rounds(store, request, 0, entrance, lambda: False)
     assert said.text.endswith("not enrolled, so local processes here: a") and rounds == [{"round": 1}, {"round": 2}]
     with pytest.raises(Interrupted, match="goes on with the next round"):
-        list(federating._rounds(store, request, [3], entrance, lambda: True))
+        list(federating._rounds(store, {**request, "settings": {"rounds": 3}}, 2, entrance, lambda: True))
 
 
 # --- programs that are killed

@@ -171,6 +171,21 @@ def test_a_client_that_is_lost_after_sharing_keys_is_survived(machine, tmp_path,
     assert distance(plain, hidden, 1) < record["rule"]["secure"]["error_below"] + ROUNDING
 
 
+def test_a_client_whose_numbers_cannot_be_is_left_out_of_the_sum(machine, tmp_path):
+    def lies(message, context):
+        stage, reply = stage_of(message), app(message, context)
+        if context.node_id == 2 and stage == COLLECT:
+            reply.content.config_records["fitres.metrics"]["accuracy"] = math.nan
+        return reply
+
+    store = RunStore(tmp_path / "r")
+    (record,) = ran(store, secure(asked_of(machine)), lies, rounds=1)
+    states = [client["state"] for client in record["clients"]]
+    assert states == ["ok", "unreadable answer: accuracy is not a number that can be", "ok"]
+    assert record["rule"]["secure"]["summed"] == 2
+    assert b"NaN" not in store.read_file(round_name(1))
+
+
 @pytest.mark.parametrize("stage", ["setup", "share_keys"])
 def test_a_client_that_is_lost_early_is_left_out_where_three_remain(machine, tmp_path, stage):
     (record,) = ran(RunStore(tmp_path / "r"), secure(asked_of(machine, clients=4)), lost([stage]), rounds=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from ticketlab.cli.render import console, new_table, note, result, show
 from ticketlab.errors import TicketlabError
+from ticketlab.recipe import FEW_CLIENTS
 from ticketlab.workflows.federate import Event
 from ticketlab.workflows.train_level import Notice
 
@@ -64,7 +66,7 @@ def federation(record: Mapping[str, Any], json: bool) -> None:
 def _line(one: Mapping[str, Any]) -> str:
     states = ", ".join(f"{client['name']} {client['state']}" for client in one["clients"])
     if len(one["clients"]) > ROWS:
-        states = ", ".join(f"{count} {state}" for state, count in _counted(one["clients"]).items())
+        states = _counted(one["clients"])
     told = [f"test {100 * one['test_accuracy']:.2f} %", f"density {100 * one['density']:.2f} %"]
     own = one["rule"].get("densities")
     if own:
@@ -74,22 +76,21 @@ def _line(one: Mapping[str, Any]) -> str:
     return f"round {one['round']}: {', '.join(told)}, {one['seconds']:.1f} s ({states})"
 
 
-def _counted(clients: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """State → clients in it."""
-    found: dict[str, int] = {}
-    for client in clients:
-        found[client["state"]] = found.get(client["state"], 0) + 1
-    return found
+def _counted(clients: Iterable[Mapping[str, Any]]) -> str:
+    """How many clients are in each state: `20 ok, 5 timeout`."""
+    states = Counter(client["state"] for client in clients)
+    return ", ".join(f"{count} {state}" for state, count in states.items())
 
 
 def _standing(live: Mapping[str, Any]) -> Table:
-    """The clients at this moment."""
+    """The clients at this moment; a live table reads markup, so what clients say is escaped."""
     names = ("client", "state", "bytes\ndown", "bytes\nup", "seconds\nof work", "memory\nMiB", "accuracy %")
     table = new_table(f"round {live['round']}", names)
     for client in live["clients"][:ROWS]:
-        table.add_row(*(_cells(client)[index] for index in (0, 1, 2, 3, 4, 5, 7)))
+        cells = _cells(client)
+        table.add_row(*(escape(cells[index]) for index in (0, 1, 2, 3, 4, 5, 7)))
     if len(live["clients"]) > ROWS:
-        table.add_row("…", ", ".join(f"{count} {state}" for state, count in _counted(live["clients"]).items()))
+        table.add_row("…", escape(_counted(live["clients"])))
     return table
 
 
@@ -99,7 +100,7 @@ def _cells(client: Mapping[str, Any]) -> list[str]:
     sizes = [f"{client[key]:,}" for key in ("bytes_down", "bytes_up")]
     return [
         client["name"],
-        escape(client["state"]),
+        client["state"],
         *sizes,
         f"{client['seconds']:.1f}",
         memory,
@@ -115,8 +116,7 @@ def _tables(record: Mapping[str, Any]) -> None:
         for index, client in enumerate(one["clients"][:ROWS]):
             table.add_row(*(head if not index else ["", "", ""]), *_cells(client))
         if len(one["clients"]) > ROWS:
-            more = _counted(one["clients"])
-            table.add_row("", "", "", "in all", ", ".join(f"{count} {state}" for state, count in more.items()))
+            table.add_row("", "", "", "in all", _counted(one["clients"]))
     show(table)
     if record["controls"]:
         _controls(record)
@@ -159,12 +159,9 @@ def _bytes(record: Mapping[str, Any]) -> str:
 
 def _privacy(privacy: Mapping[str, Any], clients: int) -> str:
     told = f"privacy ({privacy['kind']}): ε = {privacy['epsilon']:.2f} at δ = {privacy['delta']:g} for {privacy['of']}"
-    if clients <= SMALL and privacy["kind"] != "local":
+    if clients <= FEW_CLIENTS and privacy["kind"] != "local":
         told += f"; with {clients} clients the mean nearly is each client's own answer: do not rely on it"
     return told
-
-
-SMALL = 5
 
 
 def _link(record: Mapping[str, Any], rate: float) -> dict[str, Any]:

@@ -47,6 +47,11 @@ class Child:
             raise FailedRun(f"{self.name} ended with status {status}: {last_line(self.log)} ({self.log})")
 
 
+def was_tested(version: str) -> bool:
+    """Whether this version of Flower was tested: its transport changes between releases."""
+    return TESTED[0] <= tuple(int(part) for part in version.split(".")[:2]) < TESTED[1]
+
+
 def environment(home: Path) -> dict[str, str]:
     """What Flower's programs see: they start each other by name, and each keeps its state in a home of its own."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

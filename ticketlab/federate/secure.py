@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.client.mod import secaggplus_mod
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, RECORD_KEY_STATE, Key, Stage
-from flwr.compat.common.recorddict_compat import fitres_to_recorddict
+from flwr.compat.common.recorddict_compat import fitres_to_recorddict, recorddict_to_fitres
 from flwr.server.workflow import SecAggPlusWorkflow
 
 from ticketlab.codec import Sparse, decode
@@ -103,3 +103,8 @@ def _summand(asked: Message, answer: Message, context: Context) -> Message:
         raise FailedRun(f"a value of {np.abs(vector).max():g} does not fit a secure sum of values up to {span:g}")
     told = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([vector]), weight, metrics)
     return Message(fitres_to_recorddict(told, keep_input=True), reply_to=asked)
+
+
+def metrics_of(content: RecordDict) -> Mapping[str, Any]:
+    """The numbers that come with a client's masked vector; raises KeyError where there are none."""
+    return recorddict_to_fitres(content, keep_input=True).metrics

@@ -191,6 +191,11 @@ class RunStore:
         """Keep which old units each new one stands in for."""
         write_tensors(self.path / "map.safetensors", unit_map, {})
 
+    def make_folder(self) -> Path:
+        """The store's own folder, for another program's files; made where it is not there."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return self.path.resolve()
+
     def part(self, name: str) -> RunStore:
         """A store of its own inside this one."""
         return RunStore(self.path / name)

@@ -21,11 +21,11 @@ from ticketlab.runs.store import Level
 MARGIN = ("test_accuracy/mean", "test_accuracy/lowest", "test_accuracy/highest")
 
 
-class LevelEvents:
-    """Events of one level; a level taken up at step `start` hides what was logged beyond it before."""
+class Events:
+    """A folder's events, on disk when the block ends."""
 
-    def __init__(self, folder: Path, start: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=start or None)
+    def __init__(self, writer: SummaryWriter) -> None:
+        self._writer = writer
 
     def __enter__(self) -> Self:
         return self
@@ -34,6 +34,13 @@ class LevelEvents:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.close()
+
+
+class LevelEvents(Events):
+    """Events of one level; a level taken up at step `start` hides what was logged beyond it before."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        super().__init__(SummaryWriter(str(folder), purge_step=start or None))
 
     def point(self, step: int, values: Mapping[str, float]) -> None:
         """One point of the evaluation grid."""
@@ -83,6 +90,13 @@ def log_level(folder: Path, level: Level) -> None:
             writer.add_scalar("density/effective", level.effective_density, level.level)
 
 
+def _fresh(folder: Path) -> SummaryWriter:
+    """A writer of a folder whose earlier events are deleted."""
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    return SummaryWriter(str(folder))
+
+
 def write_run_summary(
     folder: Path, recipe_text: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, float]]
 ) -> None:
@@ -92,9 +106,7 @@ def write_run_summary(
         settings: Hyper-parameters by dotted name; values of text, number or truth.
         rows: One for each level: density, mean, lowest, highest (test accuracy over replicates).
     """
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    with SummaryWriter(str(folder)) as writer:
+    with _fresh(folder) as writer:
         writer.add_text("recipe", "```yaml\n" + recipe_text + "```")
         layout = {"accuracy": {"test accuracy by level: mean, lowest, highest": ["Margin", list(MARGIN)]}}
         writer.add_custom_scalars(layout)
@@ -110,9 +122,7 @@ def write_run_summary(
 
 def write_fusion(folder: Path, record: Mapping[str, Any]) -> None:
     """A fusion: error against units left for each group, accuracy of each stage, what was made of what."""
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    with SummaryWriter(str(folder)) as writer:
+    with _fresh(folder) as writer:
         for name, curve in record["error_curves"].items():
             for units, error in enumerate(curve):
                 writer.add_scalar(f"fusion_error/{name}", error, units)
@@ -124,9 +134,7 @@ def write_fusion(folder: Path, record: Mapping[str, Any]) -> None:
 
 def write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> None:
     """Figures, as PNG, under their names."""
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    with SummaryWriter(str(folder)) as writer:
+    with _fresh(folder) as writer:
         for name, content in pictures.items():
             writer.add_image(name, _pixels(content), dataformats="HWC")
 
@@ -140,22 +148,12 @@ CLIENTS = 20
 """Clients that get curves of their own; of more the spread tells."""
 
 
-class FederationEvents:
+class FederationEvents(Events):
     """Events of a federation: a point for each round; what an earlier process wrote is written anew."""
 
     def __init__(self, folder: Path) -> None:
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
-        self._writer = SummaryWriter(str(folder))
+        super().__init__(_fresh(folder))
         self._sent = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.close()
 
     def round(self, record: Mapping[str, Any]) -> None:
         """A finished round: accuracy against rounds and against KiB sent so far, each client, the spread, the rule."""

@@ -15,10 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from ticketlab.data.files import Places
 from ticketlab.federate.address import read_address
 from ticketlab.federate.join_file import JoinFile
 from ticketlab.federate.probe import Seen, look
-from ticketlab.federate.processes import TESTED
+from ticketlab.federate.processes import was_tested
 from ticketlab.workflows.join import read_join, readable_by_others
 
 CPU_INDEX = "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"
@@ -120,7 +121,7 @@ def flower(found: str | None) -> Check:
     wanted = "pip install 'flwr>=1.41,<1.43'"
     if found is None:
         return Check("flwr", "problem", "not installed", wanted)
-    if not TESTED[0] <= tuple(int(part) for part in found.split(".")[:2]) < TESTED[1]:
+    if not was_tested(found):
         return Check("flwr", "problem", f"{found} was not tested", wanted)
     if not (Path(sys.executable).parent / "flower-supernode").exists():
         return Check("flwr", "problem", f"{found} without its program flower-supernode", f"{wanted} --force-reinstall")
@@ -174,7 +175,7 @@ def is_synchronised() -> bool | None:
 
 def data_folder(data: Path | None) -> Check:
     """Whether training examples can be read."""
-    named = data or (Path(os.environ["TICKETLAB_DATA"]) if os.environ.get("TICKETLAB_DATA") else None)
+    named = Places.default(data).root
     if named is None:
         return Check("data", "ok", "the default: the user's cache, system packages, or a download")
     if not named.is_dir() or not os.access(named, os.R_OK | os.X_OK):

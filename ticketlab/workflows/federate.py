@@ -15,7 +15,7 @@ from typing import Any
 from ticketlab import federate
 from ticketlab.data.partition import partitions
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
-from ticketlab.federate.processes import TESTED, Child, flwr
+from ticketlab.federate.processes import TESTED, Child, flwr, was_tested
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import FederationEvents
 from ticketlab.workflows.federate_controls import controls_of
@@ -66,15 +66,14 @@ def federate_ticket(
         )
         settings = settings.model_copy(update={"rounds": done})
         request["settings"]["rounds"] = done
-    if not all(store.has_result(round_name(number)) for number in range(1, settings.rounds + 1)):
+    if done < settings.rounds:
         entrance.check()
     with store.lock():
         _open(store, given, request)
         store.forget(FAILURE)
         store.forget(LIVE)
-        missing = [number for number in range(1, settings.rounds + 1) if not store.has_result(round_name(number))]
         with outcome(store), FederationEvents(store.path) as events:
-            for record in _followed(store, request, missing, entrance, should_stop):
+            for record in _rounds(store, request, done, entrance, should_stop):
                 if isinstance(record, dict) and "round" in record:
                     events.round(record)
                 yield record
@@ -91,32 +90,15 @@ def federate_ticket(
         yield record
 
 
-def _followed(
-    store: RunStore,
-    request: Mapping[str, Any],
-    missing: Sequence[int],
-    entrance: Entrance,
-    should_stop: Callable[[], bool],
-) -> Iterator[Event]:
-    """Rounds that were finished before, then those that are missing as they are finished."""
-    for number in range(1, request["settings"]["rounds"] + 1):
-        if number not in missing:
-            yield store.read_result(round_name(number))
-    if missing:
-        yield from _rounds(store, request, missing, entrance, should_stop)
-
-
 def check_flower(simulated: bool = False) -> None:
-    """Raise TicketlabError for a version of Flower that was not tested: its transport changes between releases.
+    """Raise TicketlabError for a version of Flower that was not tested.
 
     Where clients are to be simulated, also where Flower's simulation engine is not installed.
     """
-    found = tuple(int(part) for part in version("flwr").split(".")[:2])
-    if not TESTED[0] <= found < TESTED[1]:
+    found = version("flwr")
+    if not was_tested(found):
         wanted = " and ".join(".".join(map(str, each)) for each in TESTED)
-        raise TicketlabError(
-            f"flwr {version('flwr')} was not tested; install one between {wanted}: pip install 'flwr==1.41.*'"
-        )
+        raise TicketlabError(f"flwr {found} was not tested; install one between {wanted}: pip install 'flwr==1.41.*'")
     if simulated:
         check_ray()
 
@@ -134,15 +116,20 @@ class Engine:
 def _rounds(
     store: RunStore,
     request: Mapping[str, Any],
-    missing: Sequence[int],
+    done: int,
     entrance: Entrance,
     should_stop: Callable[[], bool],
 ) -> Iterator[Event]:
-    """Start everything, follow the rounds, stop everything."""
+    """Read the rounds that were done before; for more of them start everything, follow them, stop everything."""
+    numbers = range(1, request["settings"]["rounds"] + 1)
+    for number in numbers[:done]:
+        yield store.read_result(round_name(number))
+    if done == len(numbers):
+        return
     yield from _who(store, request, entrance)
     with _simulated(store, request) if request["simulated"] else _deployed(store, request, entrance) as engine:
         watch = Watch(store, engine.status)
-        for number in missing:
+        for number in numbers[done:]:
             while not store.has_result(round_name(number)):
                 if should_stop():
                     raise Interrupted("stopped; the same command goes on with the next round")

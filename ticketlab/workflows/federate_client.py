@@ -66,7 +66,7 @@ def train(message: Message, context: Context) -> Message:
     began = time.perf_counter()
     torch.set_num_threads(1)
     task = json.loads(str(message.content[TASK]["json"]))
-    settings = FederateSection.model_validate_json(json.dumps(task["settings"]))
+    settings = FederateSection.model_validate(task["settings"])
     try:
         received = _receive(blobs_of(message.content)[NETWORK], context)
     except UnknownMask:

@@ -6,7 +6,7 @@ The same rounds, clients, partition and seeds, trained in this process.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ticketlab.data.files import Places
@@ -17,11 +17,8 @@ from ticketlab.runs.tensorboard import FederationEvents
 from ticketlab.workflows.federate_client import train
 from ticketlab.workflows.federate_record import plain_bytes, ratios, read_rounds
 from ticketlab.workflows.federate_server import FAILURE, federate, round_name
-from ticketlab.workflows.federate_start import read_start
 from ticketlab.workflows.ship import Shipment, shipment
 from ticketlab.workflows.train_level import Notice
-
-RESULT = "control.json"
 
 ARMS: dict[str, tuple[bool, str]] = {
     "dense": (True, "rewound"),
@@ -38,16 +35,16 @@ def controls_of(
     places: Places,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Notice | dict[str, Any]]:
-    """Each control's record, read where it is finished; nothing for a network that has no dense one behind it.
+    """Each control's record, read where it is finished; none for a network whose run has no dense one of its sizes.
 
     Raises Interrupted between rounds of different controls when asked to stop.
     """
-    if given.kind not in ("masked", "dense"):
-        yield Notice(f"no controls: {given.network.name} has no dense network of its own sizes")
+    if not given.has_dense:
+        yield Notice(f"no controls: {given.network.name} has no dense network of its own sizes in its run")
         return
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies tell of every step
-    replicate = request["replicate"]
-    alone = shipment(given.store, places, 0, replicate)
+    dense = len(plain_bytes(given.network.model.state_dict()))
+    alone = shipment(given.store, places, 0, request["replicate"])
     for name, found in (("server data alone, dense", alone), ("server data alone, ticket", given)):
         yield {"control": name, "test_accuracy": found.test_accuracy, "rounds": [], "ratio": None}
     for name, (is_dense, start) in ARMS.items():
@@ -61,7 +58,7 @@ def controls_of(
             part.forget(FAILURE)
             config = {"data": request["data"] or ""}
             federate(Direct(len(request["clients"]), train, config), part, told)
-        yield _record(name, part, told, places)
+        yield _record(name, part, read_rounds(part, request["settings"]["rounds"]), dense)
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,12 +69,10 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, **of_rule}
 
 
-def _record(name: str, part: RunStore, told: Mapping[str, Any], places: Places) -> dict[str, Any]:
-    rounds = read_rounds(part, told["settings"]["rounds"])
+def _record(name: str, part: RunStore, rounds: Sequence[Mapping[str, Any]], dense: int) -> dict[str, Any]:
     with FederationEvents(part.path) as events:
         for one in rounds:
             events.round(one)
-    dense = len(plain_bytes(read_start(told, places).network.state))
     return {
         "control": name,
         "test_accuracy": rounds[-1]["test_accuracy"],

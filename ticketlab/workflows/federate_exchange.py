@@ -34,7 +34,7 @@ class Outcome:
 
     name: str
     state: str = "offline"
-    """ok, timeout, offline, not drawn, or what went wrong."""
+    """ok, timeout, offline, or what went wrong; online or waiting until it is known."""
     bytes_down: int = 0
     bytes_up: int = 0
     wire_down: int | None = None
@@ -70,6 +70,23 @@ class Session:
     """Client → bytes up and down that went through the gate before this round."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the last round's record should tell of how it was gathered."""
+    told_at: float = -math.inf
+    """When something was told last."""
+
+    def say(self, outcomes: Iterable[Outcome]) -> None:
+        """Tell who looks on how the clients stand."""
+        self.told_at = time.monotonic()
+        self.tell(list(outcomes))
+
+    def remind(self, outcomes: Iterable[Outcome]) -> None:
+        """Tell it again, though nothing is new, where nothing was told for a while."""
+        if time.monotonic() - self.told_at > HEARTBEAT:
+            self.say(outcomes)
+
+
+def states(outcomes: Iterable[Outcome]) -> str:
+    """What became of each client, for errors."""
+    return ", ".join(f"{outcome.name}: {outcome.state}" for outcome in outcomes)
 
 
 def exchange(
@@ -87,8 +104,8 @@ def exchange(
     least = max(1, session.request["min_clients"])
     end = time.monotonic() + session.request["round_timeout"]
     pending = _send(session, number, orders, nodes, outcomes, end)
-    quiet_since = told = time.monotonic()
-    session.tell(list(outcomes.values()))
+    quiet_since = time.monotonic()
+    session.say(outcomes.values())
     while pending and time.monotonic() < end:
         again: list[str] = []
         for reply in session.grid.pull_messages(list(pending)):
@@ -104,11 +121,9 @@ def exchange(
                 if answer is not None:
                     answers[name] = answer
                     session.holders[name] = mask_digest(answer.network.mask)
-            session.tell(list(outcomes.values()))
+            session.say(outcomes.values())
         pending |= _send(session, number, {name: orders[name] for name in again}, nodes, outcomes, end)
-        if time.monotonic() - told > HEARTBEAT:
-            told = time.monotonic()
-            session.tell(list(outcomes.values()))
+        session.remind(outcomes.values())
         only_suspects = set(pending.values()) <= session.suspects
         if pending and only_suspects and len(answers) >= least and time.monotonic() - quiet_since > GRACE:
             break
@@ -180,7 +195,7 @@ def read_answer(content: RecordDict, outcome: Outcome, order: Order, rule: Rule,
         limit = 2 * sum(value.nbytes for value in order.network.state.values()) + (1 << 20)
         found = decode(parts[NETWORK], limit, known=order.network.mask)
         extra = decode(parts[EXTRA], limit) if EXTRA in parts else None
-        _read_metrics(content.metric_records[METRICS], outcome)
+        read_metrics(content.metric_records[METRICS], outcome)
         wrong = _wrong(found, order.network, number, outcome.examples) or rule.accepts(outcome.name, found)
         outcome.state = wrong or _wrong_extra(extra, order.network) or "ok"
     except Exception as error:
@@ -193,7 +208,7 @@ def read_answer(content: RecordDict, outcome: Outcome, order: Order, rule: Rule,
     return Answer(outcome.name, ordered, outcome.examples, extra)
 
 
-def _read_metrics(metrics: Mapping[str, Any], outcome: Outcome) -> None:
+def read_metrics(metrics: Mapping[str, Any], outcome: Outcome) -> None:
     """Take a client's numbers; raises ValueError for one that is not finite, KeyError for one that is missing."""
     told = {name: float(metrics[name]) for name in METRICS_WANTED}
     told |= {name: float(metrics[name]) for name in ("accuracy", "accuracy_after", "loss") if name in metrics}

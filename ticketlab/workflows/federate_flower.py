@@ -56,51 +56,76 @@ def running(
 
     All are stopped afterwards, clients first.
     """
-    folder, place = store.path.resolve() / "flower", entrance.door
-    pair = server_certificate(entrance.authority, place.names)
-    keys = store.part("flower/keys")
-    keys.write_secret("ca.crt", entrance.authority.certificate)
-    keys.write_secret("server.crt", pair.public)
-    keys.write_secret("server.key", pair.private)
-    inner = free_port()
-    home = folder / "coordinator"
-    store.part("flower/coordinator").write_secret(
-        "config.toml",
-        f'[superlink]\ndefault = "{LAB}"\n[superlink.{LAB}]\naddress = "127.0.0.1:{inner}"\n'
-        f'root-certificates = "{keys.path.resolve()}/ca.crt"\n'.encode(),
-    )
-    secrets = keys.path.resolve()
-    store.part("flower").forget("traffic.json")
+    flower, inner = RunStore(store.path.resolve() / "flower"), free_port()
+    _write_keys(flower, entrance)
+    home = _write_config(flower, inner)
+    flower.forget("traffic.json")
+    pairs = {name: client_key() for name in clients if name not in entrance.expected}
+    outside = {name: enrolled.public_key.encode() for name, enrolled in entrance.expected.items()}
     vital: list[Child] = []
     local: list[Child] = []
     try:
-        link = [
-            Path(sys.executable).parent / "flower-superlink", "--host", "127.0.0.1", "--port", inner,
-            "--ssl-ca-certfile", secrets / "ca.crt", "--ssl-certfile", secrets / "server.crt",
-            "--ssl-keyfile", secrets / "server.key", "--enable-supernode-auth",
-            "--disable-runtime-dependency-installation",
-        ]  # fmt: skip
-        vital.append(start("SuperLink", list(map(str, link)), home, folder / "superlink.log"))
+        vital.append(_super_link(flower.path, home, inner))
         wait_for(inner, vital[-1])
-        pairs = {name: client_key() for name in clients if name not in entrance.expected}
         # known before the gate opens, so that no client is refused that comes at once
         for name in clients:
-            public = pairs[name].public if name in pairs else entrance.expected[name].public_key.encode()
-            keys.write_secret(f"{name}.pub", public)
-            flwr(home, "supernode", "register", str(secrets / f"{name}.pub"), LAB, "--name", name)
-        gate = [
-            sys.executable, "-m", "ticketlab.federate.gate", place.host, place.port, f"127.0.0.1:{inner}",
-            secrets / "server.crt", secrets / "server.key", secrets / "ca.crt", folder / "traffic.json",
-        ]  # fmt: skip
-        vital.append(start("gate", list(map(str, gate)), home, folder / "gate.log"))
-        wait_for(place.port, vital[-1], host=place.local)
-        for name, keypair in pairs.items():
-            local.append(_local_client(store.part(f"flower/clients/{name}"), name, keypair, entrance, data))
+            _register(flower, home, name, pairs[name].public if name in pairs else outside[name])
+        vital.append(_gate(flower.path, home, inner, entrance.door))
+        wait_for(entrance.door.port, vital[-1], host=entrance.door.local)
+        for name, pair in pairs.items():
+            local.append(_local_client(flower.part(f"clients/{name}"), name, pair, entrance, data))
         yield home, vital
     finally:
         stop(local)
         for child in reversed(vital):
             stop([child])
+
+
+def _write_keys(flower: RunStore, entrance: Entrance) -> None:
+    """What SuperLink and gate show to clients."""
+    pair = server_certificate(entrance.authority, entrance.door.names)
+    keys = flower.part("keys")
+    keys.write_secret("ca.crt", entrance.authority.certificate)
+    keys.write_secret("server.crt", pair.public)
+    keys.write_secret("server.key", pair.private)
+
+
+def _write_config(flower: RunStore, port: int) -> Path:
+    """Where `flwr` finds the SuperLink; returns the coordinator's home, which says so."""
+    home = flower.part("coordinator")
+    home.write_secret(
+        "config.toml",
+        f'[superlink]\ndefault = "{LAB}"\n[superlink.{LAB}]\naddress = "127.0.0.1:{port}"\n'
+        f'root-certificates = "{flower.path}/keys/ca.crt"\n'.encode(),
+    )
+    return home.path
+
+
+def _super_link(folder: Path, home: Path, port: int) -> Child:
+    keys = folder / "keys"
+    command = [
+        Path(sys.executable).parent / "flower-superlink", "--host", "127.0.0.1", "--port", port,
+        "--ssl-ca-certfile", keys / "ca.crt", "--ssl-certfile", keys / "server.crt",
+        "--ssl-keyfile", keys / "server.key", "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    return start("SuperLink", list(map(str, command)), home, folder / "superlink.log")
+
+
+def _register(flower: RunStore, home: Path, name: str, public: bytes) -> None:
+    """Tell the SuperLink a client's key, by which it is let in."""
+    keys = flower.part("keys")
+    keys.write_secret(f"{name}.pub", public)
+    flwr(home, "supernode", "register", str(keys.path / f"{name}.pub"), LAB, "--name", name)
+
+
+def _gate(folder: Path, home: Path, inner: int, place: Door) -> Child:
+    keys = folder / "keys"
+    command = [
+        sys.executable, "-m", "ticketlab.federate.gate", place.host, place.port, f"127.0.0.1:{inner}",
+        keys / "server.crt", keys / "server.key", keys / "ca.crt", folder / "traffic.json",
+    ]  # fmt: skip
+    return start("gate", list(map(str, command)), home, folder / "gate.log")
 
 
 def _local_client(own: RunStore, name: str, pair: Pair, entrance: Entrance, data: str | None) -> Child:

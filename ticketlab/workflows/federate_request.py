@@ -69,7 +69,7 @@ class Asked:
             "server_lr": settings.server_lr != 1,
             "server_momentum": settings.server_momentum != 0,
         }
-        if not issubclass(rule, Fixed):  # type: ignore[arg-type]
+        if not issubclass(rule, Fixed):
             found += [
                 f"federate.{name}: needs one mask for all clients; rule {settings.rule} has several"
                 for name, is_set in of_fixed.items()
@@ -90,7 +90,7 @@ class Asked:
     @property
     def starts_dense(self) -> bool:
         """Whether the rule begins with a dense network."""
-        return bool(rules.find(self.settings.rule).starts_dense)  # type: ignore[attr-defined]
+        return rules.find(self.settings.rule).starts_dense
 
     @property
     def start(self) -> str:
@@ -106,7 +106,7 @@ def request_of(given: Shipment, asked: Asked, machine: Machine) -> dict[str, Any
     return {
         **secure,
         "settings": asked.settings.model_dump(mode="json"),
-        "work": rules.find(asked.settings.rule).work,  # type: ignore[attr-defined]
+        "work": rules.find(asked.settings.rule).work,
         "start": asked.start,
         "clients": list(asked.clients),
         "simulated": asked.simulated,

@@ -21,10 +21,10 @@ from ticketlab.codec import Sparse, encode
 from ticketlab.errors import FailedRun
 from ticketlab.federate.messages import said
 from ticketlab.federate.rules.rule import Answer, Rule
-from ticketlab.federate.secure import COLLECT, CONFIGS, STAGE, UNMASK, Sum, sum_of
+from ticketlab.federate.secure import COLLECT, CONFIGS, STAGE, UNMASK, Sum, metrics_of, sum_of
 from ticketlab.federate.strategies import from_vector, to_vector
 from ticketlab.recipe import FederateSection
-from ticketlab.workflows.federate_exchange import HEARTBEAT, POLL, Outcome, Session, order_record
+from ticketlab.workflows.federate_exchange import POLL, Outcome, Session, order_record, read_metrics, states
 
 ALL = "all together"
 """Whom the one answer of a round is from."""
@@ -53,7 +53,7 @@ def exchange_securely(
         try:
             how = sum_of(order.network, len(there), session.request["most_examples"], settings.privacy)
         except FailedRun as error:
-            raise FailedRun(f"round {number}: {error} ({_states(outcomes)})") from error
+            raise FailedRun(f"round {number}: {error} ({states(outcomes.values())})") from error
         records = {node: order_record(session.request, number, name, order, content) for node, name in there.items()}
         line = Line(session, there, records, outcomes, max(how.threshold, session.request["min_clients"]), number)
         try:
@@ -62,12 +62,14 @@ def exchange_securely(
         except LostEarlyError:
             continue
         if strategy.mean is None:
-            raise FailedRun(f"round {number}: too few clients were left to open the sum ({_states(outcomes)})")
+            raise FailedRun(f"round {number}: too few clients were left to open the sum ({states(outcomes.values())})")
         network = _network(strategy.mean, order.network, how)
-        examples = _note(strategy.results, there, outcomes)
+        for proxy, _ in strategy.results:
+            outcomes[there[proxy.node_id]].state = "ok"  # even of a client that was lost after its vector came
+        examples = sum(outcome.examples for outcome in outcomes.values() if outcome.state == "ok")
         weights = examples if settings.privacy is None else len(strategy.results)
         session.facts = {"secure": _facts(how, len(strategy.results), weights)}
-        session.tell(list(outcomes.values()))
+        session.say(outcomes.values())
         return [Answer(ALL, network, examples)], list(outcomes.values())
 
 
@@ -91,13 +93,14 @@ class Line:
         stage = str(sent[0].content.config_records[CONFIGS][STAGE]) if sent else UNMASK
         if stage == UNMASK and len(sent) < self.needed:
             said = f"{len(sent)} of {self.needed} needed clients answered"
-            raise FailedRun(f"round {self.number}: {said} ({_states(self.outcomes)})")
+            raise FailedRun(f"round {self.number}: {said} ({states(self.outcomes.values())})")
         found = self._answers(sent, stage)
-        if stage not in (COLLECT, UNMASK) and len([each for each in found if not each.has_error()]) < len(sent):
+        if stage not in (COLLECT, UNMASK) and len(found) < len(sent):
             raise LostEarlyError
         return found
 
     def _answers(self, sent: Sequence[Message], stage: str) -> list[Message]:
+        """Those that can be used."""
         patience = self.session.request["round_timeout"]
         for message in sent:
             name = self.there[message.metadata.dst_node_id]
@@ -108,24 +111,38 @@ class Line:
         names = [self.there[message.metadata.dst_node_id] for message in sent]
         pending = dict(zip(self.session.grid.push_messages(sent), names, strict=True))
         found: list[Message] = []
-        end, told = time.monotonic() + patience, 0.0
+        end = time.monotonic() + patience
+        self.session.say(self.outcomes.values())
         while pending and time.monotonic() < end:
             new = list(self.session.grid.pull_messages(list(pending)))
             for reply in new:
                 outcome = self.outcomes[pending.pop(reply.metadata.reply_to_message_id)]
-                if reply.has_error():
-                    outcome.state = said(reply.error.reason)
-                else:
-                    outcome.bytes_up += _size(reply.content)
-            found += new
-            if new or time.monotonic() - told > HEARTBEAT:
-                told = time.monotonic()
-                self.session.tell(list(self.outcomes.values()))
-            if pending and not new:
+                if _accept(reply, stage, outcome):
+                    found.append(reply)
+            if new:
+                self.session.say(self.outcomes.values())
+            elif pending:
+                self.session.remind(self.outcomes.values())
                 time.sleep(POLL)
         for name in pending.values():
             self.outcomes[name].state = "timeout"
         return found
+
+
+def _accept(reply: Message, stage: str, outcome: Outcome) -> bool:
+    """Note what a reply tells of its client; whether the reply can be used."""
+    if reply.has_error():
+        outcome.state = said(reply.error.reason)
+        return False
+    outcome.bytes_up += _size(reply.content)
+    if stage == COLLECT:
+        try:
+            read_metrics(metrics_of(reply.content), outcome)
+        except Exception as error:
+            # whatever one client sends must not end the others' round
+            outcome.state = said(f"unreadable answer: {error}")
+            return False
+    return True
 
 
 class Listening(FedAvg):
@@ -168,19 +185,6 @@ def _network(mean: np.ndarray[Any, Any], like: Sparse, how: Sum) -> Sparse:
     return Sparse(like.mask, from_vector(mean.astype(np.float32), like), like.facts)
 
 
-def _note(
-    results: Sequence[tuple[ClientProxy, FitRes]], there: Mapping[int, str], outcomes: Mapping[str, Outcome]
-) -> int:
-    """Write down what each client whose vector is in the sum tells of itself; returns their examples."""
-    for proxy, told in results:
-        outcome, metrics = outcomes[there[proxy.node_id]], told.metrics
-        outcome.state, outcome.examples = "ok", int(metrics["num-examples"])
-        outcome.seconds, outcome.memory_mib = float(metrics["seconds"]), float(metrics["memory-mib"])
-        for key in ("accuracy", "accuracy_after", "loss"):
-            setattr(outcome, key, float(metrics[key]) if key in metrics else None)
-    return sum(outcome.examples for outcome in outcomes.values() if outcome.state == "ok")
-
-
 def _facts(how: Sum, summed: int, weights: int) -> dict[str, Any]:
     return {
         "clients": how.clients,
@@ -203,7 +207,3 @@ def _length(value: object) -> int:
     if isinstance(value, list):
         return sum(map(_length, value))
     return len(value) if isinstance(value, (bytes, str)) else 8
-
-
-def _states(outcomes: Mapping[str, Outcome]) -> str:
-    return ", ".join(f"{outcome.name}: {outcome.state}" for outcome in outcomes.values())

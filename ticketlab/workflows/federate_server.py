@@ -27,7 +27,7 @@ from ticketlab.recipe import SECURE_CLIENTS, FederateSection
 from ticketlab.runs.manifest import now
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
-from ticketlab.workflows.federate_exchange import HEARTBEAT, POLL, Outcome, Session, exchange
+from ticketlab.workflows.federate_exchange import POLL, Outcome, Session, exchange, states
 from ticketlab.workflows.federate_secure import exchange_securely
 from ticketlab.workflows.federate_start import Start, read_start
 from ticketlab.workflows.fuse import accuracies
@@ -126,8 +126,7 @@ def _check(outcomes: Sequence[Outcome], request: Mapping[str, Any], number: int)
     needed = max(1, request["min_clients"])
     answered = sum(outcome.state == "ok" for outcome in outcomes)
     if answered < needed:
-        said = ", ".join(f"{outcome.name}: {outcome.state}" for outcome in outcomes)
-        raise FailedRun(f"round {number}: {answered} of {needed} needed clients answered ({said})")
+        raise FailedRun(f"round {number}: {answered} of {needed} needed clients answered ({states(outcomes)})")
 
 
 # --- rounds on disk
@@ -181,7 +180,7 @@ def _wait(session: Session, names: Sequence[str]) -> dict[str, int]:
     end = time.monotonic() + request["join_timeout"]
     least = max(SECURE_CLIENTS if request["settings"]["secure"] else 1, request["min_clients"])
     wanted = least if session.started else len(names)
-    told, at = {""}, time.monotonic()
+    told: set[str] | None = None
     while True:
         online = {name: node for name, node in _online(session).items() if name in names}
         if len(online) >= wanted or (len(online) >= least and time.monotonic() > end):
@@ -189,9 +188,11 @@ def _wait(session: Session, names: Sequence[str]) -> dict[str, int]:
         if time.monotonic() > end:
             missing = ", ".join(name for name in names if name not in online)
             raise FailedRun(f"not online within {request['join_timeout']:g} s: {missing}")
-        if set(online) != told or time.monotonic() - at > HEARTBEAT:
-            told, at = set(online), time.monotonic()
-            session.tell([Outcome(name, "online" if name in online else "offline") for name in names])
+        found = [Outcome(name, "online" if name in online else "offline") for name in names]
+        if set(online) != told:
+            told = set(online)
+            session.say(found)
+        session.remind(found)
         time.sleep(POLL)
 
 

@@ -41,14 +41,11 @@ def check_ray() -> None:
 def simulation(store: RunStore, request: Mapping[str, Any]) -> Iterator[Child]:
     """The server's program and its clients, as many at a time as there are cores; Ray's own files go with them."""
     folder = store.path.resolve() / "flower"
-    own = store.part("flower/simulation")
-    own.write_secret("name", b"simulation")
+    home = store.part("flower/simulation").make_folder()
     cores = min(_cores(), request["settings"]["clients_per_round"] or len(request["clients"]))
     with scratch() as temporary:
         command = [sys.executable, "-m", __name__, store.path.resolve(), temporary, cores, os.getpid()]
-        child = start(
-            "simulation", list(map(str, command)), own.path.resolve(), folder / "simulation.log", is_tied=False
-        )
+        child = start("simulation", list(map(str, command)), home, folder / "simulation.log", is_tied=False)
         try:
             yield child
         finally:

@@ -48,7 +48,7 @@ def starting(given: Shipment, start: str, places: Places) -> Sparse:
     mask = network.mask or full_mask(network.model)
     state: Mapping[str, Tensor] = network.model.state_dict()
     if start != "trained":
-        if given.store.kind != "prune" or given.kind not in ("masked", "dense"):
+        if not given.has_dense:
             raise RunError(f"{network.name}: only a level of a pruning run has {start} weights; use start: trained")
         state = _other(given.store, start, network.facts["source"], places)
     facts = {**network.facts, "density": density(mask)}

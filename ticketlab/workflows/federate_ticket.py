@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketlab.errors import RunError, TicketlabError
-from ticketlab.recipe import FederateSection, Recipe
+from ticketlab.recipe import FEW_CLIENTS, FederateSection, Recipe
 from ticketlab.recipe_file import RecipeFile, parse_recipe, read_recipe
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.enroll import expected
@@ -20,8 +20,6 @@ from ticketlab.workflows.train_level import Notice
 
 LOCAL, ENROLLED = 120.0, 900.0
 """Seconds in which local processes, or people with devices, should have come online."""
-FEW = 5
-"""Clients among whom central privacy is not worth its noise."""
 DEFAULT = Path("recipes/federate_lenet_mnist.yaml")
 
 
@@ -70,7 +68,7 @@ def federate_run(wanted: Wanted, machine: Machine, should_stop: Callable[[], boo
         )
     yield Notice(f"{given.network.name}: density {100 * given.network.facts['density']:.2f} %, {asked.start} weights")
     privacy = asked.settings.privacy
-    if privacy is not None and privacy.kind != "local" and len(asked.clients) <= FEW:
+    if privacy is not None and privacy.kind != "local" and len(asked.clients) <= FEW_CLIENTS:
         yield Notice(
             f"privacy: with {len(asked.clients)} clients the noise of the mean is large enough to destroy the network"
         )

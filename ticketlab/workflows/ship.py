@@ -25,6 +25,8 @@ from ticketlab.workflows.fuse import NETWORK, RESULT
 from ticketlab.workflows.source import from_run, load_network
 
 FEDERATED, FEDERATED_NETWORK = "federated.json", "federated.ticket"
+RESULTS = {"fuse": RESULT, "federate": FEDERATED}
+"""Kind of a run that is one network → the result that is there when it is finished."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Shipment:
     store: RunStore
     test_accuracy: float
     """As the run measured it, at the early-stop step."""
+
+    @property
+    def has_dense(self) -> bool:
+        """Whether its run holds a dense network of its sizes: a level of a pruning run that removed no channels."""
+        return self.store.kind == "prune" and self.kind in ("masked", "dense")
 
 
 def newest(root: Path, name: str | None, level: int | None = None, replicate: int = 1) -> RunStore:
@@ -62,9 +69,8 @@ def newest(root: Path, name: str | None, level: int | None = None, replicate: in
 
 def _has_network(store: RunStore, level: int | None, replicate: int) -> bool:
     try:
-        if store.kind in ("fuse", "federate"):
-            result = RESULT if store.kind == "fuse" else FEDERATED
-            return level is None and replicate == 1 and store.has_result(result)
+        if store.kind in RESULTS:
+            return level is None and replicate == 1 and store.has_result(RESULTS[store.kind])
         is_finished = store.kind == "prune" and store.read_manifest().get("state") == "finished"
         return is_finished and store.has_level(replicate, level or 0)
     except RunError:
@@ -78,11 +84,11 @@ def shipment(store: RunStore, places: Places, level: int | None = None, replicat
     """
     if store.kind == "prune":
         return _level(store, places, level, replicate)
-    if store.kind not in ("fuse", "federate"):
+    if store.kind not in RESULTS:
         raise RunError(f"{store.name} was made by ticketlab {store.kind}; name a run of prune, fuse or federate")
     if level is not None or replicate != 1:
         raise RunError(f"{store.name} is one network: leave --level and --replicate out")
-    if not store.has_result(RESULT if store.kind == "fuse" else FEDERATED):
+    if not store.has_result(RESULTS[store.kind]):
         raise RunError(f"{store.name} is not finished; the same command goes on with it")
     return _fused(store, places) if store.kind == "fuse" else _federated(store, places)
 

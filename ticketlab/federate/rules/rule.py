@@ -45,10 +45,15 @@ class Memory:
 class Rule(Protocol):
     """The server's side of a rule."""
 
+    starts_dense: bool
+    """Whether the rule begins with a dense network."""
     work: str
     """Name of the client's side."""
     network: Sparse
     """The global network as it stands."""
+
+    def __init__(self, start: Sparse, settings: FederateSection, clients: Sequence[str], **options: Any) -> None:
+        """Stand before the first round, for clients of these names; raises TicketlabError for options out of range."""
 
     def order(self, number: int, name: str) -> Order:
         """What a client gets in a round."""
@@ -71,18 +76,8 @@ class Rule(Protocol):
         ...
 
 
-class MakeRule(Protocol):
-    """A class of rules: built from the network at the start, settings, names of clients, and options by keyword."""
-
-    starts_dense: bool
-
-    def __call__(self, start: Sparse, settings: FederateSection, clients: Sequence[str], /, **options: Any) -> Rule:
-        """The rule before its first round; raises TicketlabError for options out of range."""
-        ...
-
-
-rules: Registry[Callable[..., Any]] = Registry("rule")
-"""Name → class of the server's side, a `MakeRule`."""
+rules: Registry[type[Rule]] = Registry("rule")
+"""Name → class of the server's side."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from ticketlab.codec import Sparse
 from ticketlab.errors import TicketlabError
 from ticketlab.federate.averaging import overlap_mean
+from ticketlab.federate.rules.fixed import same_mask
 from ticketlab.federate.rules.rule import Answer, Memory, Order, rules
 from ticketlab.fusion.fuse import Fused, Method, fuse
 from ticketlab.fusion.groups import Group
@@ -67,13 +68,14 @@ class Submodels:
 
     def order(self, number: int, name: str) -> Order:
         """The ticket, or the fused network."""
-        return Order(self.small if name in self.weak else self.network)
+        return Order(self._network_of(name))
+
+    def _network_of(self, name: str) -> Sparse:
+        return self.small if name in self.weak else self.network
 
     def accepts(self, name: str, answer: Sparse) -> str | None:
         """The mask that was sent, which the weak have none of."""
-        wanted: Mask = {} if name in self.weak else self.network.mask
-        same = set(answer.mask) == set(wanted) and all(torch.equal(answer.mask[n], wanted[n]) for n in wanted)
-        return None if same else "another mask"
+        return None if same_mask(answer, self._network_of(name)) else "another mask"
 
     def merge(self, number: int, answers: Sequence[Answer]) -> dict[str, Any]:
         """Mean of each weight over the clients that train it; then fuse anew."""
