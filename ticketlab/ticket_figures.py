@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ticketlab.figures import COLOURS
@@ -30,3 +31,48 @@ def beside_controls(record: Mapping[str, Any]) -> Figure:
     axes.set_xlabel(f"test accuracy at the early-stop step, %: mean and 95 % interval, n = {replicates}")
     axes.set_title(f"{Path(record['run']).name}, {100 * record['density']:.2f} % of weights", fontsize=10)
     return figure
+
+
+def against_density(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Test accuracy and early-stop step against the weights that remain: ticket, controls, the dense network.
+
+    As figures 3 and 4 of Frankle & Carbin 2019; means with 95 % intervals.
+    """
+    figure = Figure(figsize=(11, 4.2))
+    panels = figure.subplots(1, 2)
+    names = [row["control"] for row in records[0]["controls"]]
+    whole, dense = 100.0, records[0]["dense"]
+    for axes, key, scale in zip(panels, ("test_accuracy", "early_stop_step"), (100, 1), strict=True):
+        found = dense[key]
+        if found["low"] is not None:
+            axes.axhspan(scale * found["low"], scale * found["high"], color=COLOURS[6], alpha=0.08, linewidth=0)
+        axes.axhline(scale * found["mean"], color=COLOURS[6], linewidth=0.8, linestyle="--", label="dense")
+        ticket = [(whole, dense[key]), *((100 * one["density"], one["ticket"][key]) for one in records)]
+        _curve(axes, ticket, scale, COLOURS[0], "ticket")
+        for index, name in enumerate(names):
+            rows = [(100 * one["density"], _named(one, name)) for one in records]
+            known = [(density, row[key]) for density, row in rows if row is not None]
+            _curve(axes, known, scale, COLOURS[(index + 1) % len(COLOURS)], name.replace("_", " "))
+        axes.set_xscale("log")
+        axes.invert_xaxis()
+        axes.set_xlabel("weights that remain, %")
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("test accuracy at the early-stop step, %")
+    panels[1].set_ylabel("early-stop step")
+    panels[1].legend(fontsize=8)
+    replicates = records[0]["ticket"]["test_accuracy"]["n"]
+    figure.suptitle(f"{Path(records[0]['run']).name}: mean and 95 % interval, n = {replicates}", fontsize=10)
+    return figure
+
+
+def _named(record: Mapping[str, Any], name: str) -> Any:
+    return next((row for row in record["controls"] if row["control"] == name), None)
+
+
+def _curve(axes: Axes, rows: Sequence[tuple[float, Any]], scale: float, colour: str, name: str) -> None:
+    """Means with intervals against density."""
+    densities, means = [density for density, _ in rows], [scale * found["mean"] for _, found in rows]
+    axes.plot(densities, means, color=colour, marker=".", linewidth=1.3, label=name)
+    for density, found in rows:
+        if found["low"] is not None:
+            axes.plot([density] * 2, [scale * found["low"], scale * found["high"]], color=colour, linewidth=1)

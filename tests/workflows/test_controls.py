@@ -9,7 +9,7 @@ from ticketlab.pruning.controls import controls
 from ticketlab.pruning.masks import masked
 from ticketlab.report import estimate
 from ticketlab.runs.store import Level, RunStore
-from ticketlab.workflows.controls import control_run, control_start, winning_level
+from ticketlab.workflows.controls import control_run, control_start, controls_of, winning_level
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.trunk import Branch, run_plan
@@ -30,7 +30,7 @@ def pruned(tiny, places, tmp_path):
 
 
 def finish(store, machine, *names, level=2, should_stop=lambda: False):
-    *_, record = control_run(store, level, names, machine, should_stop)
+    *_, record = control_run(store, [level], names, machine, should_stop)
     return record
 
 
@@ -169,3 +169,18 @@ def test_unknown_controls_are_refused_with_a_suggestion(pruned):
     store, machine = pruned()
     with pytest.raises(TicketlabError, match="unknown control 'renit'; did you mean 'reinit'"):
         finish(store, machine, "renit")
+
+
+def test_all_levels_stand_in_one_figure_and_one_record(pruned):
+    store, machine = pruned("replicates=2")
+    *_, record = control_run(store, [], ["reinit"], machine)
+    assert [one["level"] for one in record["levels"]] == [1, 2]
+    assert record["levels"][1] == finish(store, machine, "reinit")
+    assert (store.path / "controls/controls.svg").stat().st_size > 1000
+
+
+def test_a_recipe_is_run_first(tiny, places, tmp_path):
+    machine = Machine(tmp_path / "runs", places, "cpu", workers=1)
+    *_, record = controls_of(tiny(), [1], ["reinit"], machine)
+    (store,) = [RunStore(path) for path in machine.runs.iterdir()]
+    assert record == finish(store, machine, "reinit", level=1)

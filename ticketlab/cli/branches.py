@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ticketlab.cli.render import console, new_table, note, result, show, with_interval
-from ticketlab.errors import GateFailed
+from ticketlab.errors import GateFailed, TicketlabError
+from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.report import Estimate
-from ticketlab.runs.store import Level
+from ticketlab.runs.store import Level, RunStore, find_run
 from ticketlab.workflows.run import Event, Started
 from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.train_level import Progress as StepProgress
 from ticketlab.workflows.trunk import Branched
 from ticketlab.workflows.verify import failed
+
+
+def trunk(name: str | None, overrides: Sequence[str], runs: Path) -> RunStore | RecipeFile:
+    """The run or the recipe that a user named; of a run nothing can be changed."""
+    if name is not None and name.endswith((".yaml", ".yml")):
+        return read_recipe(Path(name), overrides)
+    if overrides:
+        raise TicketlabError(f"--set {overrides[0]}: the run is trained already; name a recipe to change its fields")
+    return find_run(runs, name, "prune")
+
+
+def levels(text: str | None) -> list[int] | None:
+    """The levels in `7`, `3,7` or `all` (empty); None for none named."""
+    if text is None:
+        return None
+    if text.strip() == "all":
+        return []
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise TicketlabError(f"--level {text}: write a level, several with commas between, or all")
+    return [int(part) for part in parts]
+
+
+def names(text: str | None) -> list[str]:
+    """Names with commas between."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def follow(events: Iterable[Event | Branched | dict[str, Any]], quiet: bool) -> dict[str, Any]:
@@ -75,10 +103,17 @@ def _line(name: str, level: Level) -> str:
 
 
 def controls(record: Mapping[str, Any], json: bool) -> None:
-    """The ticket between what it is compared with."""
+    """Tickets between what they are compared with."""
     if json:
         result(dict(record))
         return
+    for one in record.get("levels", [record]):
+        _controls(one)
+    folder = "controls" if "levels" in record else f"controls/level_{record['level']}"
+    note(f"figure: {record['run']}/{folder}/controls.png")
+
+
+def _controls(record: Mapping[str, Any]) -> None:
     title = f"{record['run']} level {record['level']}, {100 * record['density']:.2f} % of weights: ± 95 % t interval"
     table = new_table(title, ("network", "test\naccuracy %", "n", "minus\nticket %", "at\nend %", "early\nstop"))
     for row in (record["ticket"], record["dense"], *record["controls"]):
@@ -92,7 +127,6 @@ def controls(record: Mapping[str, Any], json: bool) -> None:
             f"{row['early_stop_step']['mean']:.0f}",
         )
     show(table)
-    note(f"figure: {record['run']}/controls/level_{record['level']}/controls.png")
 
 
 def claims(record: Mapping[str, Any], json: bool) -> None:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ticketlab.errors import RunError
 from ticketlab.pruning.controls import Start, Subject, controls
+from ticketlab.recipe_file import RecipeFile
 from ticketlab.report import Estimate, estimate
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.run import Machine
+from ticketlab.workflows.run import Event, Machine
 from ticketlab.workflows.tickets import replicate_seed, ticket_facts
 from ticketlab.workflows.train_level import LevelTask, Notice, Settings, train_level
-from ticketlab.workflows.trunk import Branch, Branched, finished_replicates, run_branches, run_plan
+from ticketlab.workflows.trunk import Branch, Branched, finished_replicates, pruned, run_branches, run_plan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -34,42 +38,72 @@ class Compared:
     """Difference in test accuracy, paired by seed."""
 
 
+def controls_of(
+    trunk: RunStore | RecipeFile,
+    levels: Sequence[int] | None,
+    names: Sequence[str],
+    machine: Machine,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event | Branched | dict[str, Any]]:
+    """`control_run` of a run, or of a recipe that is run first."""
+    store = trunk if isinstance(trunk, RunStore) else (yield from pruned(trunk, machine, should_stop))
+    yield from control_run(store, levels, names, machine, should_stop)
+
+
 def control_run(
     store: RunStore,
-    level: int | None,
+    levels: Sequence[int] | None,
     names: Sequence[str],
     machine: Machine,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Branched | Notice | dict[str, Any]]:
-    """Train the controls of a level with every replicate that has it; yields what is seen, at last the record.
+    """Train the controls of levels with every replicate that has them; yields what is seen, at last the records.
 
     Args:
-        level: Left out, the winning ticket's.
+        levels: Left out, the winning ticket's; empty, all of the run.
         names: Of controls; none stands for all.
 
     Raises RunError for a run whose tickets have no controls.
     """
+    from ticketlab.ticket_figures import against_density  # matplotlib takes half a second to load
+
     chosen = list(dict.fromkeys(names)) or list(controls)
     for name in chosen:
         controls.find(name)
     plan = run_plan(store, machine.places)
     _check(plan, store)
-    if level is None:
-        level = winning_level(store)
-        yield Notice(f"level {level}: the sparsest ticket that is no worse than the dense network on validation data")
-    if level == 0:
+    if levels is None:
+        levels = [winning_level(store)]
+        why = "the sparsest ticket that is no worse than the dense network on validation data"
+        yield Notice(f"level {levels[0]}: {why}")
+    levels = levels or range(1, max(len(store.levels(number)) for number in store.replicates()))
+    if 0 in levels:
         raise RunError(f"{store.path}: level 0 is the dense network, which has no controls; name a ticket with --level")
-    replicates = finished_replicates(store, level)
-    branches = [Branch(f"{_folder(level)}/{name}", number, level) for number in replicates for name in chosen]
-    missing = [branch for branch in branches if not store.part(branch.folder).has_level(branch.replicate, level)]
+    replicates = {level: finished_replicates(store, level) for level in levels}
+    branches = [
+        Branch(f"{_folder(level)}/{name}", number, level)
+        for level in levels
+        for number in replicates[level]
+        for name in chosen
+    ]
+    missing = [one for one in branches if not store.part(one.folder).has_level(one.replicate, one.level)]
     with store.lock():
         yield from run_branches(store, missing, train_control, machine, should_stop)
-        # those of earlier calls are told, too
-        kept = [name for name in controls if _is_finished(store, level, name, replicates)]
-        record = control_record(store, level, kept, replicates)
-        store.write_result(f"{_folder(level)}/controls.json", record)
-        _show(store, level, record)
-    yield record
+        records = [_keep(store, level, replicates[level]) for level in levels]
+        if len(records) > 1:
+            _show(store, "controls", against_density(records))
+    yield records[0] if len(records) == 1 else {"run": str(store.path), "levels": records}
+
+
+def _keep(store: RunStore, level: int, replicates: Sequence[int]) -> dict[str, Any]:
+    """The record of a level, with the controls of earlier calls, on disk and as a figure."""
+    from ticketlab.ticket_figures import beside_controls
+
+    kept = [name for name in controls if _is_finished(store, level, name, replicates)]
+    record = control_record(store, level, kept, replicates)
+    store.write_result(f"{_folder(level)}/controls.json", record)
+    _show(store, _folder(level), beside_controls(record))
+    return record
 
 
 def _is_finished(store: RunStore, level: int, name: str, replicates: Sequence[int]) -> bool:
@@ -170,13 +204,12 @@ def _compared(name: str, found: Sequence[Level], ticket: Sequence[Level]) -> Com
     )
 
 
-def _show(store: RunStore, level: int, record: dict[str, Any]) -> None:
-    """The figure, as files and in TensorBoard."""
+def _show(store: RunStore, folder: str, figure: Figure) -> None:
+    """A figure, as files and in TensorBoard."""
     from ticketlab.figures import encode
     from ticketlab.runs.tensorboard import write_pictures
-    from ticketlab.ticket_figures import beside_controls
 
-    pictures = encode(beside_controls(record))
+    pictures = encode(figure)
     for kind, content in pictures.items():
-        store.write_file(f"{_folder(level)}/controls.{kind}", content)
-    write_pictures(store.path / _folder(level), {"controls": pictures["png"]})
+        store.write_file(f"{folder}/controls.{kind}", content)
+    write_pictures(store.path / folder, {"controls": pictures["png"]})

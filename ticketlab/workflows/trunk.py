@@ -5,7 +5,7 @@ lenet_mnist-3f9a1c/controls/level_7/reinit/replicate_1/level_7/    a branch's st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from ticketlab.errors import RunError
 from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.plan import Plan, load_data, make_plan
-from ticketlab.workflows.run import Machine, choose_device, death_notice, told
+from ticketlab.workflows.run import Event, Machine, Started, choose_device, death_notice, prune_run, told
 from ticketlab.workflows.train_level import Notice, Settings
 from ticketlab.workflows.workers import Died, run_jobs
 
@@ -62,6 +62,17 @@ def run_file(store: RunStore, overrides: Sequence[str] = ()) -> RecipeFile:
 def run_plan(store: RunStore, places: Places, overrides: Sequence[str] = ()) -> Plan:
     """The plan that a run was made by."""
     return make_plan(*load_data(run_file(store, overrides), places))
+
+
+def pruned(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool]) -> Generator[Event, None, RunStore]:
+    """Prune as a recipe says, or take up what is there; a generator that returns the run."""
+    store: RunStore | None = None
+    for event in prune_run(file, machine, should_stop):
+        if isinstance(event, Started):
+            store = event.store
+        yield event
+    assert store is not None
+    return store
 
 
 def finished_replicates(store: RunStore, level: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -17,8 +17,8 @@ from ticketlab.registry import did_you_mean
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.controls import control_run
 from ticketlab.workflows.plan import Plan, load_data, make_plan
-from ticketlab.workflows.run import Event, Machine, Started, prune_run
-from ticketlab.workflows.trunk import Branched
+from ticketlab.workflows.run import Event, Machine
+from ticketlab.workflows.trunk import Branched, pruned
 
 RESULT = "claims.json"
 NEAR = 0.02
@@ -67,12 +67,12 @@ def verify_run(
     for which in variants:
         wanted = override(file, [*which, f"replicates={seeds}"])
         if may_train:
-            stores[which] = yield from _pruned(wanted, machine, should_stop)
+            stores[which] = yield from pruned(wanted, machine, should_stop)
         else:
             stores[which] = _existing(wanted, machine)
     for level in sorted({claim.level for claim in claims if claim.controls}) if may_train else ():
         names = [name for claim in claims if claim.level == level for name in claim.controls]
-        for event in control_run(stores[()], level, names, machine, should_stop):
+        for event in control_run(stores[()], [level], names, machine, should_stop):
             if not isinstance(event, dict):
                 yield event
     record = {
@@ -135,17 +135,6 @@ def find_level(plan: Plan, where: Where) -> int | None:
 
 def _levels(plan: Plan) -> str:
     return ", ".join(f"{level} ({density:.4g})" for level, density in enumerate(densities(plan)))
-
-
-def _pruned(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool]) -> Generator[Event, None, RunStore]:
-    """Prune as a recipe says; a generator that returns the run."""
-    store: RunStore | None = None
-    for event in prune_run(file, machine, should_stop):
-        if isinstance(event, Started):
-            store = event.store
-        yield event
-    assert store is not None
-    return store
 
 
 def _existing(file: RecipeFile, machine: Machine) -> RunStore:
