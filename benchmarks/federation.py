@@ -25,11 +25,11 @@ from ticketlab.recipe_file import read_recipe
 from ticketlab.report import estimate
 from ticketlab.runs.store import RunStore
 from ticketlab.training.loop import evaluate
-from ticketlab.workflows.federate_client import train
-from ticketlab.workflows.federate_record import plain_bytes, ratios, read_rounds
-from ticketlab.workflows.federate_request import Asked, request_of
-from ticketlab.workflows.federate_server import federate, read_round
-from ticketlab.workflows.federate_start import starting
+from ticketlab.workflows.federation.client import train
+from ticketlab.workflows.federation.record import plain_bytes, ratios, read_rounds
+from ticketlab.workflows.federation.request import Asked, request_of
+from ticketlab.workflows.federation.server import federate, read_round
+from ticketlab.workflows.federation.start import starting
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.ship import Shipment, shipment
 

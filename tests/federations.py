@@ -10,9 +10,9 @@ from ticketlab.federate.direct import Direct
 from ticketlab.recipe import FederateSection
 from ticketlab.recipe_file import read_recipe
 from ticketlab.runs.store import RunStore
-from ticketlab.workflows.federate_client import train
-from ticketlab.workflows.federate_request import Asked, request_of
-from ticketlab.workflows.federate_server import federate, read_round, round_name
+from ticketlab.workflows.federation.client import train
+from ticketlab.workflows.federation.request import Asked, request_of
+from ticketlab.workflows.federation.server import federate, read_round, round_name
 from ticketlab.workflows.run import Machine, prune_run
 from ticketlab.workflows.ship import shipment
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from ticketlab.cli.app import app
 from ticketlab.cli.federating import _standing, _wire, bits_per_second
 from ticketlab.errors import TicketlabError
-from ticketlab.workflows import federate_ticket
+from ticketlab.workflows.federation import ticket as federate_ticket
 from ticketlab.workflows.train_level import Notice
 
 

@@ -21,9 +21,9 @@ from ticketlab.recipe import FederateSection
 from ticketlab.runs.device import DeviceStore
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.enroll import enroll, revoke
-from ticketlab.workflows.federate import APP, federate_ticket
-from ticketlab.workflows.federate_flower import LAB, entrance_of, running
-from ticketlab.workflows.federate_request import Asked
+from ticketlab.workflows.federation.flower import LAB, entrance_of, running
+from ticketlab.workflows.federation.request import Asked
+from ticketlab.workflows.federation.rounds import APP, federate_ticket
 from ticketlab.workflows.join import join, node_command, read_join
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.ship import shipment

@@ -300,7 +300,7 @@ def federate(
     """Train a ticket across clients on the Flower engine; resumes what was interrupted."""
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
         from ticketlab.cli import federating
-        from ticketlab.workflows.federate_ticket import Wanted, federate_run
+        from ticketlab.workflows.federation.ticket import Wanted, federate_run
         from ticketlab.workflows.run import Machine
 
         short = {"rounds": rounds, "rule": rule, "partition": partition, "precision": "float16" if float16 else None}

@@ -15,7 +15,7 @@ from rich.table import Table
 from ticketlab.cli.render import console, new_table, note, result, show
 from ticketlab.errors import TicketlabError
 from ticketlab.recipe import FEW_CLIENTS
-from ticketlab.workflows.federate import Event
+from ticketlab.workflows.federation.rounds import Event
 from ticketlab.workflows.train_level import Notice
 
 COLUMNS = (

@@ -1,5 +1,5 @@
 """The client's program, as it is installed on the device."""
 
-from ticketlab.workflows.federate_client import app
+from ticketlab.workflows.federation.client import app
 
 __all__ = ["app"]

@@ -1,5 +1,5 @@
 """The coordinator's program, as it is installed there."""
 
-from ticketlab.workflows.federate_server import app
+from ticketlab.workflows.federation.server import app
 
 __all__ = ["app"]

@@ -16,11 +16,11 @@ from ticketlab.errors import FailedRun, Interrupted
 from ticketlab.federate.direct import Direct
 from ticketlab.recipe import FederateSection
 from ticketlab.runs.store import RunStore
-from ticketlab.workflows import federate_simulation
-from ticketlab.workflows.federate import federate_ticket
-from ticketlab.workflows.federate_client import train
-from ticketlab.workflows.federate_request import Asked, request_of
-from ticketlab.workflows.federate_server import federate, round_name
+from ticketlab.workflows.federation import simulation as federate_simulation
+from ticketlab.workflows.federation.client import train
+from ticketlab.workflows.federation.request import Asked, request_of
+from ticketlab.workflows.federation.rounds import federate_ticket
+from ticketlab.workflows.federation.server import federate, round_name
 from ticketlab.workflows.run import Machine, prune_run
 from ticketlab.workflows.ship import shipment
 
@@ -108,7 +108,7 @@ def test_a_stopped_simulation_ends_at_once_and_a_failed_one_says_why(given, mach
     assert time.monotonic() - waited[-1] < 15
     with pytest.raises(FailedRun, match=r"round 1: 0 of 1 needed clients answered .*training diverged here"):
         list(federate_ticket(given, asked(lr=1e30), machine))
-    assert not processes("ticketlab.workflows.federate_simulation") and scratches() <= before
+    assert not processes("ticketlab.workflows.federation.simulation") and scratches() <= before
 
 
 @needs_ray
@@ -127,9 +127,9 @@ def test_after_a_killed_coordinator_nothing_stays_and_the_same_command_goes_on(g
     coordinator.send_signal(signal.SIGKILL)
     coordinator.wait()
     end = time.monotonic() + 10
-    while time.monotonic() < end and processes("ticketlab.workflows.federate_simulation"):
+    while time.monotonic() < end and processes("ticketlab.workflows.federation.simulation"):
         time.sleep(0.1)
-    assert not processes("ticketlab.workflows.federate_simulation") and scratches() <= before
+    assert not processes("ticketlab.workflows.federation.simulation") and scratches() <= before
     ran = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr
     assert "round 6" in ran.stderr

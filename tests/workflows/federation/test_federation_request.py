@@ -6,7 +6,7 @@ import pytest
 
 from ticketlab.errors import TicketlabError
 from ticketlab.recipe import FederateSection, PrivacySection
-from ticketlab.workflows.federate_request import Asked, request_hash
+from ticketlab.workflows.federation.request import Asked, request_hash
 
 
 def asked(*clients, **section):

@@ -16,8 +16,8 @@ from ticketlab.federate.direct import Direct
 from ticketlab.federate.messages import ARRAYS, EXTRA, METRICS, NETWORK, TASK, blobs, blobs_of
 from ticketlab.recipe import FederateSection
 from ticketlab.runs.store import RunStore
-from ticketlab.workflows.federate_client import train
-from ticketlab.workflows.federate_server import federate, round_name
+from ticketlab.workflows.federation.client import train
+from ticketlab.workflows.federation.server import federate, round_name
 
 RULES = {
     "fixed": {},

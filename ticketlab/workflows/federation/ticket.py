@@ -12,8 +12,8 @@ from ticketlab.recipe import FEW_CLIENTS, FederateSection, Recipe
 from ticketlab.recipe_file import RecipeFile, parse_recipe, read_recipe
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.enroll import expected
-from ticketlab.workflows.federate import Event, check_flower, federate_ticket
-from ticketlab.workflows.federate_request import Asked
+from ticketlab.workflows.federation.request import Asked
+from ticketlab.workflows.federation.rounds import Event, check_flower, federate_ticket
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.ship import newest, shipment
 from ticketlab.workflows.train_level import Notice

@@ -14,9 +14,9 @@ from ticketlab.errors import Interrupted
 from ticketlab.federate.direct import Direct
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import FederationEvents
-from ticketlab.workflows.federate_client import train
-from ticketlab.workflows.federate_record import plain_bytes, ratios, read_rounds
-from ticketlab.workflows.federate_server import FAILURE, federate, round_name
+from ticketlab.workflows.federation.client import train
+from ticketlab.workflows.federation.record import plain_bytes, ratios, read_rounds
+from ticketlab.workflows.federation.server import FAILURE, federate, round_name
 from ticketlab.workflows.ship import Shipment, shipment
 from ticketlab.workflows.train_level import Notice
 

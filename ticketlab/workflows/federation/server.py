@@ -27,9 +27,9 @@ from ticketlab.recipe import SECURE_CLIENTS, FederateSection
 from ticketlab.runs.manifest import now
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
-from ticketlab.workflows.federate_exchange import POLL, Outcome, Session, exchange, states
-from ticketlab.workflows.federate_secure import exchange_securely
-from ticketlab.workflows.federate_start import Start, read_start
+from ticketlab.workflows.federation.exchange import POLL, Outcome, Session, exchange, states
+from ticketlab.workflows.federation.secure import exchange_securely
+from ticketlab.workflows.federation.start import Start, read_start
 from ticketlab.workflows.fuse import accuracies
 
 REQUEST, FAILURE, LIVE = "federation.json", "failure.json", "live.json"

@@ -24,7 +24,7 @@ from ticketlab.federate.rules.rule import Answer, Rule
 from ticketlab.federate.secure import COLLECT, CONFIGS, STAGE, UNMASK, Sum, metrics_of, sum_of
 from ticketlab.federate.strategies import from_vector, to_vector
 from ticketlab.recipe import FederateSection
-from ticketlab.workflows.federate_exchange import POLL, Outcome, Session, order_record, read_metrics, states
+from ticketlab.workflows.federation.exchange import POLL, Outcome, Session, order_record, read_metrics, states
 
 ALL = "all together"
 """Whom the one answer of a round is from."""

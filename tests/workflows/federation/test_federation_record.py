@@ -2,9 +2,9 @@
 
 import torch
 
-from ticketlab.workflows.federate_exchange import Outcome
-from ticketlab.workflows.federate_record import plain_bytes, ratios
-from ticketlab.workflows.federate_server import spread
+from ticketlab.workflows.federation.exchange import Outcome
+from ticketlab.workflows.federation.record import plain_bytes, ratios
+from ticketlab.workflows.federation.server import spread
 
 
 def client(state, up, down):

@@ -10,8 +10,8 @@ import torch
 from ticketlab.data.dataset import Dataset
 from ticketlab.errors import DataError
 from ticketlab.recipe import FederateSection
-from ticketlab.workflows import federate_client
-from ticketlab.workflows.federate_client import examples_of
+from ticketlab.workflows.federation import client as federate_client
+from ticketlab.workflows.federation.client import examples_of
 
 FACTS = {
     "data": "toy", "validation": 10, "split_seed": 0, "input_shape": [1, 1, 1], "classes": 2, "mean": [0.0],
@@ -117,7 +117,7 @@ from ticketlab.federate.rules.rule import Work, works
 from ticketlab.models import models
 from ticketlab.pruning.masks import full_mask, masked
 from ticketlab.recipe import FederateSection
-from ticketlab.workflows import federate_client
+from ticketlab.workflows.federation import client as federate_client
 
 torch.manual_seed(0)
 model = models.find("lenet_300_100")((1, 8, 8), 10)

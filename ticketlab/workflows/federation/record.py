@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ticketlab.codec import Sparse, encode
 from ticketlab.runs.store import RunStore
-from ticketlab.workflows.federate_server import read_round, round_name
+from ticketlab.workflows.federation.server import read_round, round_name
 from ticketlab.workflows.ship import FEDERATED_NETWORK
 
 

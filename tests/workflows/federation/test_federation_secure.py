@@ -17,10 +17,10 @@ from ticketlab.federate.secure import COLLECT, CONFIGS, STAGE, UNMASK, Sum, sum_
 from ticketlab.federate.strategies import to_vector
 from ticketlab.recipe import FederateSection, PrivacySection
 from ticketlab.runs.store import RunStore
-from ticketlab.workflows.federate import federate_ticket
-from ticketlab.workflows.federate_client import app, train
-from ticketlab.workflows.federate_request import Asked
-from ticketlab.workflows.federate_server import round_name
+from ticketlab.workflows.federation.client import app, train
+from ticketlab.workflows.federation.request import Asked
+from ticketlab.workflows.federation.rounds import federate_ticket
+from ticketlab.workflows.federation.server import round_name
 
 ROUNDING = 1e-6
 """Of float32 in the plain mean, for values of a few units at most."""

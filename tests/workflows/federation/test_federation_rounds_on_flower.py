@@ -19,16 +19,16 @@ from ticketlab.federate.direct import Direct
 from ticketlab.pruning.masks import masked
 from ticketlab.recipe import FederateSection
 from ticketlab.runs.store import RunStore
-from ticketlab.workflows import federate as federating
-from ticketlab.workflows import federate_flower as flowering
 from ticketlab.workflows.export import export_network
-from ticketlab.workflows.federate import Watch, check_flower, federate_ticket
-from ticketlab.workflows.federate_client import train
-from ticketlab.workflows.federate_controls import controls_of
-from ticketlab.workflows.federate_record import record_of, write_network
-from ticketlab.workflows.federate_request import Asked, request_hash, request_of
-from ticketlab.workflows.federate_server import FAILURE, LIVE, federate, read_round, round_name
-from ticketlab.workflows.federate_start import starting
+from ticketlab.workflows.federation import flower as flowering
+from ticketlab.workflows.federation import rounds as federating
+from ticketlab.workflows.federation.client import train
+from ticketlab.workflows.federation.controls import controls_of
+from ticketlab.workflows.federation.record import record_of, write_network
+from ticketlab.workflows.federation.request import Asked, request_hash, request_of
+from ticketlab.workflows.federation.rounds import Watch, check_flower, federate_ticket
+from ticketlab.workflows.federation.server import FAILURE, LIVE, federate, read_round, round_name
+from ticketlab.workflows.federation.start import starting
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.ship import FEDERATED, newest, shipment
 

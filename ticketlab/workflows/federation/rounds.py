@@ -18,13 +18,13 @@ from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 from ticketlab.federate.processes import TESTED, Child, flwr, was_tested
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import FederationEvents
-from ticketlab.workflows.federate_controls import controls_of
-from ticketlab.workflows.federate_flower import LAB, Entrance, entrance_of, running
-from ticketlab.workflows.federate_record import record_of, write_network
-from ticketlab.workflows.federate_request import Asked, request_hash, request_of
-from ticketlab.workflows.federate_server import FAILURE, LIVE, REQUEST, make_rule, round_name
-from ticketlab.workflows.federate_simulation import check_ray, simulation
-from ticketlab.workflows.federate_start import starting
+from ticketlab.workflows.federation.controls import controls_of
+from ticketlab.workflows.federation.flower import LAB, Entrance, entrance_of, running
+from ticketlab.workflows.federation.record import record_of, write_network
+from ticketlab.workflows.federation.request import Asked, request_hash, request_of
+from ticketlab.workflows.federation.server import FAILURE, LIVE, REQUEST, make_rule, round_name
+from ticketlab.workflows.federation.simulation import check_ray, simulation
+from ticketlab.workflows.federation.start import starting
 from ticketlab.workflows.run import Machine, outcome
 from ticketlab.workflows.ship import FEDERATED, Shipment
 from ticketlab.workflows.train_level import Notice

@@ -19,7 +19,7 @@ from ticketlab.errors import TicketlabError
 from ticketlab.federate.processes import Child, start, stop
 from ticketlab.runs.files import remove, scratch
 from ticketlab.runs.store import RunStore
-from ticketlab.workflows.federate_server import FOLDER, REQUEST
+from ticketlab.workflows.federation.server import FOLDER, REQUEST
 
 LOOK = 0.2
 """Seconds between looks whether the coordinator is still there."""
@@ -84,11 +84,11 @@ def main(folder: str, temporary: str, cores: str, parent: str) -> None:
 def _simulate(clients: int, cores: int) -> None:
     from flwr.simulation import run_simulation
 
-    from ticketlab.workflows import federate_client, federate_server
+    from ticketlab.workflows.federation import client, server
 
     run_simulation(
-        federate_server.app,
-        federate_client.app,
+        server.app,
+        client.app,
         clients,
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
