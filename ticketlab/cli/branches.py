@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -37,6 +37,10 @@ def follow(events: Iterable[Branched | Notice | dict[str, Any]], quiet: bool) ->
                 if name not in tasks:
                     tasks[name] = bars.add_task(name, total=seen.stop - seen.start)
                 bars.update(tasks[name], completed=seen.step - seen.start)
+                if seen.step == seen.stop:
+                    bars.remove_task(tasks.pop(name))
+            elif isinstance(event.seen, Notice) and not quiet:
+                note(f"{event.branch.name}: {event.seen.text}")
             elif isinstance(event.seen, Level):
                 if event.branch.name in tasks:
                     bars.remove_task(tasks.pop(event.branch.name))
@@ -69,3 +73,36 @@ def controls(record: Mapping[str, Any], json: bool) -> None:
         )
     show(table)
     note(f"figure: {record['run']}/controls/level_{record['level']}/controls.png")
+
+
+def supermasks(record: Mapping[str, Any], json: bool) -> None:
+    """Untrained networks under masks, the best first, between the network without a mask and the trained one."""
+    if json:
+        result(dict(record))
+        return
+    title = f"{record['run']}: untrained weights under masks, test accuracy ± 95 % t interval"
+    table = new_table(title, ("mask", "weights", "test\naccuracy %", "n", "validation\naccuracy %", "density\n%"))
+    trained = Estimate(**record["trained"])
+    table.add_row("trained dense network", "trained", with_interval(trained, ".2f"), str(trained.n), "", "100")
+    masks = [*record["one_shot"], *record["learned"]]
+    for row in sorted(masks, key=lambda row: -row["test_accuracy"]["mean"]):
+        accuracy = Estimate(**row["test_accuracy"])
+        table.add_row(
+            row["mask"] if "mask" in row else row["criterion"].replace("_", " "),
+            row["weights"].replace("_", " "),
+            with_interval(accuracy, ".2f"),
+            str(accuracy.n),
+            f"{100 * row['val_accuracy']['mean']:.2f}",
+            _from_to(row["densities"]),
+        )
+    for row in record["no_mask"]:
+        accuracy = Estimate(**row["test_accuracy"])
+        kind = row["weights"].replace("_", " ")
+        table.add_row("no mask", kind, with_interval(accuracy, ".2f"), str(accuracy.n), "", "100")
+    show(table)
+    note(f"figure: {record['run']}/supermask/supermask.png")
+
+
+def _from_to(densities: Sequence[float]) -> str:
+    low, high = (f"{100 * end(densities):.2f}" for end in (min, max))
+    return low if low == high else f"{low}–{high}"
