@@ -37,6 +37,7 @@ def supermasks(record: Mapping[str, Any]) -> Figure:
     """Validation accuracy of untrained weights against the density of their mask, a panel for each kind of weights."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
+    masks = list(dict.fromkeys(row["mask"] for row in record["learned"]))
     for axes, unmasked in zip(panels, record["no_mask"], strict=True):
         kind = unmasked["weights"]
         axes.plot(
@@ -44,7 +45,7 @@ def supermasks(record: Mapping[str, Any]) -> Figure:
             label="no mask (test)",
         )  # fmt: skip
         _by_criterion(axes, [row for row in record["one_shot"] if row["weights"] == kind])
-        _learned(axes, [row for row in record["learned"] if row["weights"] == kind])
+        _learned(axes, [row for row in record["learned"] if row["weights"] == kind], masks)
         axes.set_title("initial weights" if kind == "init" else "signed constants", fontsize=10)
         axes.set_xlabel("density %")
         plain_log_axis(axes)
@@ -68,9 +69,10 @@ def _by_criterion(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _learned(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Stars at the mean density that was kept."""
-    for (colour, _), row in zip(STYLES, rows, strict=False):
+def _learned(axes: Axes, rows: Sequence[Mapping[str, Any]], masks: Sequence[str]) -> None:
+    """Stars at the mean density that was kept, of one colour for each way of learning."""
+    for row in rows:
+        colour = COLOURS[masks.index(row["mask"]) % len(COLOURS)]
         place = 100 * sum(row["densities"]) / len(row["densities"])
         axes.plot(
             place, 100 * row["val_accuracy"]["mean"], marker="*", markersize=10, color=colour, linestyle="none",

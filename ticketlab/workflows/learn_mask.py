@@ -84,8 +84,8 @@ def ask_learning(
 ) -> Learning | None:
     """What the user asks of a learned mask, None for no such thing; raises TicketlabError for what cannot be."""
     if method is None:
-        given = {"--weights": weights, "--density": density, "--rescale": rescale, "--steps": steps, "--lr": lr}
-        wrong = [name for name, value in given.items() if value]
+        given = {"--weights": weights, "--density": density, "--rescale": rescale or None, "--steps": steps, "--lr": lr}
+        wrong = [name for name, value in given.items() if value is not None]
         if wrong:
             raise TicketlabError(f"{', '.join(wrong)}: only with --learn {' or --learn '.join(LEARNED)}")
         return None
@@ -100,7 +100,7 @@ def ask_learning(
     if lr is not None and not 0 < lr < math.inf:
         raise TicketlabError(f"--lr {lr:g}: a number above 0")
     try:
-        length = parse_duration(steps or STEPS)
+        length = parse_duration(STEPS if steps is None else steps)
     except ValueError as error:
         raise TicketlabError(f"--steps {steps}: {error}") from error
     if not length.count:
