@@ -235,14 +235,14 @@ def methods_side_by_side(comparisons: Sequence[Comparison]) -> Figure:
         part.suptitle(f"{comparison.data}: all training counted, the search included", fontsize=11)
         for panel, label in zip(row, ("density %", "10⁹ operations of training", "seconds of training"), strict=True):
             panel.set_xlabel(label)
-            _plain_log_axis(panel)
+            plain_log_axis(panel)
             panel.grid(alpha=0.25)
         handles, names = row[0].get_legend_handles_labels()
         part.legend(handles, names, fontsize=8, loc="outside lower center", ncol=2 if len(names) > 3 else 1)
     return figure
 
 
-def _plain_log_axis(axes: Axes) -> None:
+def plain_log_axis(axes: Axes) -> None:
     """Logarithmic, with few plain numbers."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=8))

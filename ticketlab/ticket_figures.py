@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ticketlab.figures import COLOURS
+from ticketlab.figures import COLOURS, STYLES, plain_log_axis
 
 
 def beside_controls(record: Mapping[str, Any]) -> Figure:
@@ -76,3 +76,50 @@ def _curve(axes: Axes, rows: Sequence[tuple[float, Any]], scale: float, colour: 
     for density, found in rows:
         if found["low"] is not None:
             axes.plot([density] * 2, [scale * found["low"], scale * found["high"]], color=colour, linewidth=1)
+
+
+def supermasks(record: Mapping[str, Any]) -> Figure:
+    """Validation accuracy of untrained weights against the density of their mask, a panel for each kind of weights."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    masks = list(dict.fromkeys(row["mask"] for row in record["learned"]))
+    for axes, unmasked in zip(panels, record["no_mask"], strict=True):
+        kind = unmasked["weights"]
+        axes.plot(
+            100, 100 * unmasked["test_accuracy"]["mean"], marker="s", color="black", linestyle="none",
+            label="no mask (test)",
+        )  # fmt: skip
+        _by_criterion(axes, [row for row in record["one_shot"] if row["weights"] == kind])
+        _learned(axes, [row for row in record["learned"] if row["weights"] == kind], masks)
+        axes.set_title("initial weights" if kind == "init" else "signed constants", fontsize=10)
+        axes.set_xlabel("density %")
+        plain_log_axis(axes)
+        axes.invert_xaxis()
+        axes.set_ylim(0, 100)
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel(f"validation accuracy %, untrained weights\nmean and range, n = {len(record['seeds'])}")
+    lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+    figure.legend(list(lines.values()), list(lines), loc="outside right center", fontsize=8)
+    figure.suptitle(Path(record["run"]).name, fontsize=10)
+    return figure
+
+
+def _by_criterion(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    for (colour, marker), row in zip(STYLES, rows, strict=False):
+        places = [100 * point["density"] for point in row["curve"]]
+        means = [100 * point["val_accuracy"]["mean"] for point in row["curve"]]
+        low, high = ([100 * point[end] for point in row["curve"]] for end in ("lowest", "highest"))
+        name = row["criterion"].replace("_", " ")
+        axes.plot(places, means, color=colour, marker=marker, markersize=3, linewidth=1.2, label=name)
+        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _learned(axes: Axes, rows: Sequence[Mapping[str, Any]], masks: Sequence[str]) -> None:
+    """Stars at the mean density that was kept, of one colour for each way of learning."""
+    for row in rows:
+        colour = COLOURS[masks.index(row["mask"]) % len(COLOURS)]
+        place = 100 * sum(row["densities"]) / len(row["densities"])
+        axes.plot(
+            place, 100 * row["val_accuracy"]["mean"], marker="*", markersize=10, color=colour, linestyle="none",
+            label=row["mask"],
+        )  # fmt: skip

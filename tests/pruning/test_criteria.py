@@ -48,6 +48,22 @@ def test_magnitude_increase_compares_with_the_rewind_step():
     assert criteria.find("magnitude_increase")(weight, known).tolist() == [2.0, -0.5, 2.0]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    # w₀ = 1, -2, 0.5, -1 became w = 3, -1, -0.25, 2: grew; shrank; changed sign, a little; changed sign, far
+    [
+        ("large_init", [1.0, 2.0, 0.5, 1.0]),
+        ("small_final", [-3.0, -1.0, -0.25, -2.0]),
+        ("movement", [2.0, 1.0, 0.75, 3.0]),
+        ("large_final_same_sign", [3.0, 1.0, -0.25, -2.0]),
+        ("magnitude_increase_same_sign", [2.0, -1.0, -0.75, -3.0]),
+    ],
+)
+def test_criteria_of_supermasks_equal_the_values_worked_out_by_hand(name, expected):
+    known = Evidence(initial=torch.tensor([1.0, -2.0, 0.5, -1.0]))
+    assert criteria.find(name)(torch.tensor([3.0, -1.0, -0.25, 2.0]), known).tolist() == expected
+
+
 def test_random_saliency_is_the_same_for_the_same_seed():
     def draw(seed):
         return criteria.find("random")(torch.zeros(50), Evidence(generator=torch.Generator().manual_seed(seed)))

@@ -66,6 +66,8 @@ def follow(events: Iterable[Event | Branched | dict[str, Any]], quiet: bool) -> 
                 branch, seen = (event.branch.name, event.seen) if isinstance(event, Branched) else ("", event)
                 if isinstance(seen, StepProgress):
                     bars.move(branch or f"replicate {seen.replicate}, level {seen.level}", seen)
+                elif isinstance(seen, Notice) and not quiet:
+                    note(f"{branch}: {seen.text}")
                 elif isinstance(seen, Level):
                     name = branch or f"replicate {seen.replicate}, level {seen.level}"
                     bars.finish(name)
@@ -90,6 +92,8 @@ class _Bars:
         if name not in self._tasks:
             self._tasks[name] = self.progress.add_task(name, total=seen.stop - seen.start)
         self.progress.update(self._tasks[name], completed=seen.step - seen.start)
+        if seen.step == seen.stop:
+            self.finish(name)
 
     def finish(self, name: str) -> None:
         """A training is over."""
@@ -177,3 +181,36 @@ def _measured(one: Mapping[str, Any]) -> str:
 
 def _more(one: Mapping[str, Any]) -> str:
     return f"\n(about {one['seeds_to_decide']} would do)" if one["seeds_to_decide"] else ""
+
+
+def supermasks(record: Mapping[str, Any], json: bool) -> None:
+    """Untrained networks under masks, the best first, between the network without a mask and the trained one."""
+    if json:
+        result(dict(record))
+        return
+    title = f"{record['run']}: untrained weights under masks, test accuracy ± 95 % t interval"
+    table = new_table(title, ("mask", "weights", "test\naccuracy %", "n", "validation\naccuracy %", "density\n%"))
+    trained = Estimate(**record["trained"])
+    table.add_row("trained dense network", "trained", with_interval(trained, ".2f"), str(trained.n), "", "100")
+    masks = [*record["one_shot"], *record["learned"]]
+    for row in sorted(masks, key=lambda row: -row["test_accuracy"]["mean"]):
+        accuracy = Estimate(**row["test_accuracy"])
+        table.add_row(
+            row["mask"] if "mask" in row else row["criterion"].replace("_", " "),
+            row["weights"].replace("_", " "),
+            with_interval(accuracy, ".2f"),
+            str(accuracy.n),
+            f"{100 * row['val_accuracy']['mean']:.2f}",
+            _from_to(row["densities"]),
+        )
+    for row in record["no_mask"]:
+        accuracy = Estimate(**row["test_accuracy"])
+        kind = row["weights"].replace("_", " ")
+        table.add_row("no mask", kind, with_interval(accuracy, ".2f"), str(accuracy.n), "", "100")
+    show(table)
+    note(f"figure: {record['run']}/supermask/supermask.png")
+
+
+def _from_to(densities: Sequence[float]) -> str:
+    low, high = (f"{100 * end(densities):.2f}" for end in (min, max))
+    return low if low == high else f"{low}–{high}"

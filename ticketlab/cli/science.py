@@ -14,6 +14,7 @@ from ticketlab.cli.options import (
     Json,
     Overrides,
     Quiet,
+    RunName,
     RunsRoot,
     Threads,
     Verbose,
@@ -60,6 +61,51 @@ def controls(
         machine = Machine(runs, places_of(data), device, workers, threads)
         trunk = branches.trunk(run, overrides or (), runs)
         branches.controls(branches.follow(controls_of(trunk, levels, names, machine, should_stop), quiet), json)
+
+
+@app.command()
+def supermask(
+    run: RunName = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option(help="Criteria that draw masks, commas between [default: eight].", show_default=False),
+    ] = None,
+    learn: Annotated[str | None, typer.Option(help="Train a mask instead: edge_popup or bernoulli.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Weights under a trained mask: init or signed_constant [default: init].", show_default=False),
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Fraction of each layer that edge_popup keeps [default: 0.5].")
+    ] = None,
+    rescale: Annotated[bool, typer.Option("--rescale", help="Kept weights grow by size / number kept.")] = False,
+    steps: Annotated[str | None, typer.Option(help="Training of a mask: 5ep or 500it [default: 5ep].")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate of scores [default: 1 edge_popup, 100 bernoulli].")
+    ] = None,
+    runs: RunsRoot = Path("runs"),
+    data: DataRoot = None,
+    workers: Workers = None,
+    threads: Threads = 1,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Lay masks over weights that are never trained: masks of the trained network, or masks that are learned."""
+    with render.one_line_errors(verbose), render.stop_request() as should_stop:
+        from ticketlab.cli import branches
+        from ticketlab.runs.store import find_run
+        from ticketlab.workflows.learn_mask import ask_learning
+        from ticketlab.workflows.run import Machine
+        from ticketlab.workflows.supermask import supermask_run
+
+        learning = ask_learning(learn, weights, density, rescale, steps, lr)
+        names = branches.names(criterion)
+        store = find_run(runs, run, "prune")
+        machine = Machine(runs, places_of(data), device, workers, threads)
+        events = supermask_run(store, names, learning, machine, should_stop)
+        branches.supermasks(branches.follow(events, quiet), json)
 
 
 @app.command()

@@ -49,9 +49,51 @@ def magnitude(weight: Tensor, evidence: Evidence) -> Tensor:
 @criteria.register("magnitude_increase", needs={"initial"})
 def magnitude_increase(weight: Tensor, evidence: Evidence) -> Tensor:
     """|w| − |w at the rewind step|: weights that grew survive (Zhou et al. 2019, section 3)."""
+    return weight.abs() - _initial(evidence, "magnitude_increase").abs()
+
+
+@criteria.register("small_final")
+def small_final(weight: Tensor, evidence: Evidence) -> Tensor:
+    """−|w|: small weights survive, the control that turns `magnitude` round (Zhou et al. 2019, figure 2)."""
+    return -weight.abs()
+
+
+@criteria.register("large_init", needs={"initial"})
+def large_init(weight: Tensor, evidence: Evidence) -> Tensor:
+    """|w at the rewind step|: weights that were large before training survive (Zhou et al. 2019, figure 2)."""
+    return _initial(evidence, "large_init").abs()
+
+
+@criteria.register("movement", needs={"initial"})
+def movement(weight: Tensor, evidence: Evidence) -> Tensor:
+    """|w − w₀|: weights that went far from the rewind step survive (Zhou et al. 2019, figure 2)."""
+    return (weight - _initial(evidence, "movement")).abs()
+
+
+@criteria.register("large_final_same_sign", needs={"initial"})
+def large_final_same_sign(weight: Tensor, evidence: Evidence) -> Tensor:
+    """w · sign(w₀): large weights that kept the sign of the rewind step survive (Zhou et al. 2019, section 5).
+
+    The paper cuts off at 0; here weights that changed sign have an order too, below all others: far ones go first.
+    """
+    return weight * _initial(evidence, "large_final_same_sign").sign()
+
+
+@criteria.register("magnitude_increase_same_sign", needs={"initial"})
+def magnitude_increase_same_sign(weight: Tensor, evidence: Evidence) -> Tensor:
+    """(w − w₀) · sign(w₀): weights that moved in the direction of their sign survive (Zhou et al. 2019, section 5).
+
+    |w| − |w₀| where the sign is the same; negative where it changed.
+    """
+    initial = _initial(evidence, "magnitude_increase_same_sign")
+    return (weight - initial) * initial.sign()
+
+
+def _initial(evidence: Evidence, criterion: str) -> Tensor:
+    """The weights at the rewind step; raises PruningError that names the criterion where there are none."""
     if evidence.initial is None:
-        raise PruningError("magnitude_increase needs the weights at the rewind step")
-    return weight.abs() - evidence.initial.abs()
+        raise PruningError(f"{criterion} needs the weights at the rewind step")
+    return evidence.initial
 
 
 @criteria.register("extrapolated", needs={"initial"})
@@ -61,11 +103,10 @@ def extrapolated(weight: Tensor, evidence: Evidence, *, power: float = 0.5) -> T
     For tickets drawn early. Weights wander from their start about as the root of the steps, so that after a quarter
     of the training they have gone half their way (docs/early-bird.md has the measurements).
     """
-    if evidence.initial is None:
-        raise PruningError("extrapolated needs the weights at the rewind step")
+    initial = _initial(evidence, "extrapolated")
     if evidence.progress <= 0:
         return weight.abs()
-    return torch.lerp(evidence.initial, weight, evidence.progress**-power).abs()
+    return torch.lerp(initial, weight, evidence.progress**-power).abs()
 
 
 @criteria.register("random", needs={"generator"})

@@ -187,6 +187,10 @@ class RunStore:
         """Keep the tensors after a round of a federation."""
         write_tensors(self.path / f"round_{number}.safetensors", state, facts)
 
+    def write_scores(self, replicate: int, scores: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep the scores that a learned mask came from."""
+        write_tensors(self.replicate_dir(replicate) / "scores.safetensors", scores, facts)
+
     def write_map(self, unit_map: Mapping[str, Tensor]) -> None:
         """Keep which old units each new one stands in for."""
         write_tensors(self.path / "map.safetensors", unit_map, {})
@@ -199,6 +203,10 @@ class RunStore:
     def part(self, name: str) -> RunStore:
         """A store of its own inside this one."""
         return RunStore(self.path / name)
+
+    def parts(self, folder: str) -> list[str]:
+        """Names of the stores in a folder of this one."""
+        return sorted(path.name for path in (self.path / folder).glob("*") if path.is_dir())
 
     # --- levels
 

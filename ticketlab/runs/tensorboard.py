@@ -139,6 +139,15 @@ def write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> None:
             writer.add_image(name, _pixels(content), dataformats="HWC")
 
 
+def write_curves(folder: Path, curves: Mapping[str, Mapping[int, float]], pictures: Mapping[str, bytes]) -> None:
+    """Named curves, step → value each, beside figures, as PNG."""
+    write_pictures(folder, pictures)
+    with SummaryWriter(str(folder)) as writer:
+        for name, curve in curves.items():
+            for step, value in curve.items():
+                writer.add_scalar(name, value, step)
+
+
 def _pixels(png: bytes) -> NDArray[np.uint8]:
     """A PNG's pixels, (height, width, 3)."""
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

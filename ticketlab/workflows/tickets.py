@@ -170,11 +170,21 @@ def next_mask(
     progress = plan.schedule.completed(level) / plan.steps if plan.schedule else 1.0
     seed = derive_seed(replicate_seed(plan, replicate), "criterion", level)
     observed = Observed(seed, initial, progress, flips)
-    saliency = saliencies(plan, numbers, before, observed, f"level {level}")
+    return mask_by_criterion(plan, numbers, before, observed, plan.keeps(level), f"level {level}")
+
+
+def mask_by_criterion(
+    plan: Plan, numbers: Mapping[str, Tensor], before: Mask, seen: Observed, keeps: Sequence[int], where: str
+) -> Mask:
+    """What the recipe's criterion leaves of a mask: so many weights of each pool.
+
+    Raises FailedRun that names the criterion where its saliency is of no use.
+    """
+    saliency = saliencies(plan, numbers, before, seen, where)
     try:
-        return cut(plan, saliency, before, plan.keeps(level))
+        return cut(plan, saliency, before, keeps)
     except PruningError as error:
-        raise FailedRun(f"criterion '{plan.recipe.pruning.criterion}' at level {level}: {error}") from error
+        raise FailedRun(f"criterion '{plan.recipe.pruning.criterion}' at {where}: {error}") from error
 
 
 def flip_evidence(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,301 @@
+"""Supermasks: how well a network of untrained weights does when nothing but a mask is chosen.
+
+RUN/supermask/one_shot/replicate_1/magnitude.json    masks of the trained network, laid over weights before training
+RUN/supermask/edge_popup_…/replicate_1/mask.json     masks that were trained (workflows/learn_mask.py)
+RUN/supermask/supermask.json, .png, .svg             all of them side by side
+
+Sources: Zhou et al. 2019, "Deconstructing lottery tickets"; Ramanujan et al. 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ticketlab.data.batches import Examples
+from ticketlab.errors import Interrupted, RunError
+from ticketlab.pruning.criteria import criteria
+from ticketlab.pruning.masks import Mask, density, full_mask, masked
+from ticketlab.report import estimate
+from ticketlab.runs.store import RunStore
+from ticketlab.seeds import derive_seed
+from ticketlab.training.loop import evaluate
+from ticketlab.workflows.learn_mask import (
+    WEIGHTS,
+    Learning,
+    State,
+    has_mask,
+    initial_weights,
+    learn_mask,
+    read_mask,
+    weights_of_kind,
+)
+from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.run import Machine
+from ticketlab.workflows.tickets import Observed, flip_evidence, mask_by_criterion, replicate_seed
+from ticketlab.workflows.train_level import Notice, Progress, Settings
+from ticketlab.workflows.trunk import Branch, Branched, finished_replicates, run_branches, run_plan
+
+ONE_SHOT = (
+    "magnitude", "large_final_same_sign", "magnitude_increase", "magnitude_increase_same_sign", "movement",
+    "large_init", "small_final", "random",
+)  # fmt: skip
+"""Criteria that are tried where none are named; the last two are controls."""
+DENSITIES = tuple(0.85**power for power in range(1, 29))
+"""Densities that masks are tried at: from 85 % down to 1.06 %."""
+FOLDER = "supermask"
+UNMASKED = "no_mask.json"
+
+
+def supermask_run(
+    store: RunStore,
+    names: Sequence[str],
+    learning: Learning | None,
+    machine: Machine,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Branched | Notice | dict[str, Any]]:
+    """Judge or learn masks with every replicate of a run; yields what is seen, at last the record.
+
+    Args:
+        names: Of criteria that draw masks of the trained dense network; none stands for those of `ONE_SHOT`.
+        learning: How a mask is learned instead.
+
+    Raises RunError for a run without a dense network that was trained to its end.
+    """
+    plan = run_plan(store, machine.places)
+    _check(plan, store)
+    replicates = finished_replicates(store, 0)
+    chosen = [] if learning else list(dict.fromkeys(names)) or list(ONE_SHOT)
+    _check_criteria(store, chosen, replicates)
+    with store.lock():
+        missing = [number for number in replicates if not _has_judged(store, number, chosen)]
+        judged = [Branch(f"{FOLDER}/one_shot", number, 0) for number in missing]
+        yield from run_branches(store, judged, partial(judge_masks, chosen), machine, should_stop)
+        if learning:
+            missing = [number for number in replicates if not has_mask(store.part(learning.folder), number)]
+            learned = [Branch(learning.folder, number, 0) for number in missing]
+            yield from run_branches(store, learned, partial(learn_mask, learning), machine, should_stop)
+        # those of earlier calls are told, too
+        record = supermask_record(store, plan, replicates)
+        store.write_result(f"{FOLDER}/supermask.json", record)
+        _show(store, record)
+    yield record
+
+
+def _check(plan: Plan, store: RunStore) -> None:
+    """Raise RunError for a run whose level 0 is no dense network trained to its end."""
+    method = plan.recipe.method
+    if store.kind != "prune":
+        raise RunError(f"{store.path}: was made by ticketlab {store.kind}; supermasks are of a pruning run's networks")
+    if method not in ("imp", "oneshot"):
+        raise RunError(
+            f"{store.path}: method {method} need not train the dense network to its end; "
+            "make a run with: -s method=imp -s pruning.levels=1"
+        )
+
+
+def _check_criteria(store: RunStore, names: Sequence[str], replicates: Sequence[int]) -> None:
+    """Raise for criteria that there are not, or whose evidence the run did not record."""
+    for name in names:
+        if criteria.needs(name) & {"flips", "steadiness_rank"} and not all(
+            store.read_flips(number, 0) for number in replicates
+        ):
+            raise RunError(
+                f"{store.path}: '{name}' needs sign flips, which the run did not count; "
+                "make one with: -s 'watch=[sign_flips]'"
+            )
+
+
+# --- masks of the trained network
+
+
+def _has_judged(store: RunStore, replicate: int, names: Sequence[str]) -> bool:
+    files = [UNMASKED, *(f"by_{name}.json" for name in names)]
+    return all(store.has_result(f"{FOLDER}/one_shot/replicate_{replicate}/{file}") for file in files)
+
+
+def judge_masks(
+    names: Sequence[str], plan: Plan, store: RunStore, branch: Branch, settings: Settings
+) -> Iterator[Progress | Notice]:
+    """Lay each criterion's masks over untrained weights; the best on validation data is read on test data, once."""
+    part, folder = store.part(branch.folder), f"replicate_{branch.replicate}"
+    if not part.has_result(f"{folder}/{UNMASKED}"):
+        part.write_result(f"{folder}/{UNMASKED}", _judge_unmasked(plan, store, branch, settings))
+    for done, name in enumerate(names, start=1):
+        if part.has_result(f"{folder}/by_{name}.json"):
+            continue
+        record = _judge_criterion(_with_criterion(plan, name), store, branch, settings)
+        part.write_result(f"{folder}/by_{name}.json", record)
+        yield Progress(branch.replicate, 0, 0, done, len(names), record["init"]["val_accuracy"])
+        initial, constant = (f"{100 * record[kind]['test_accuracy']:.2f} %" for kind in WEIGHTS)
+        yield Notice(f"{name}: test accuracy {initial} of initial weights, {constant} of signed constants")
+
+
+def _with_criterion(plan: Plan, name: str) -> Plan:
+    """The plan as if its recipe named another criterion."""
+    recipe = plan.recipe
+    if recipe.pruning.criterion == name:
+        return plan
+    section = recipe.pruning.model_copy(update={"criterion": name, "options": {}})
+    return replace(plan, file=plan.file.with_recipe(recipe.model_copy(update={"pruning": section})))
+
+
+def _judge_unmasked(plan: Plan, store: RunStore, branch: Branch, settings: Settings) -> dict[str, Any]:
+    """The whole network before training, with both kinds of weights."""
+    initial = initial_weights(plan, store, branch.replicate)
+    test = plan.splits.test.to(settings.device)
+    network = _Untrained(plan, settings.device)
+    every = full_mask(network.model)
+    return {
+        kind: {"test_accuracy": network.accuracy(weights_of_kind(kind, initial, plan), every, test)} for kind in WEIGHTS
+    }
+
+
+def _judge_criterion(plan: Plan, store: RunStore, branch: Branch, settings: Settings) -> dict[str, Any]:
+    initial = initial_weights(plan, store, branch.replicate)
+    masks = one_shot_masks(plan, store, branch.replicate, initial)
+    splits, network = plan.splits.to(settings.device), _Untrained(plan, settings.device)
+    found: dict[str, Any] = {}
+    for kind in WEIGHTS:
+        weights = weights_of_kind(kind, initial, plan)
+        curve: list[dict[str, float]] = []
+        for mask in masks:
+            if settings.should_stop():
+                raise Interrupted(f"stopped at criterion '{plan.recipe.pruning.criterion}'; finished ones are kept")
+            val_accuracy = network.accuracy(weights, mask, splits.validation)
+            curve.append({"density": density(mask), "val_accuracy": val_accuracy})
+        # the densest of several equal ones
+        best = max(range(len(masks)), key=lambda index: curve[index]["val_accuracy"])
+        test_accuracy = network.accuracy(weights, masks[best], splits.test)
+        found[kind] = {**curve[best], "test_accuracy": test_accuracy, "curve": curve}
+    return found
+
+
+def one_shot_masks(plan: Plan, store: RunStore, replicate: int, initial: State) -> list[Mask]:
+    """The plan's criterion applied once to the trained dense network, at each density; pools as the recipe says."""
+    trained = store.read_weights(replicate, 0, "final")
+    every = full_mask(plan.build(0))
+    name = plan.recipe.pruning.criterion
+    seen = Observed(
+        derive_seed(replicate_seed(plan, replicate), "supermask", name),
+        initial,
+        flips=flip_evidence(store.read_flips(replicate, 0)),
+    )
+    numbers = {layer: trained[layer] for layer in every}
+    return [mask_by_criterion(plan, numbers, every, seen, plan.keeps_at(at), f"density {at:.4f}") for at in DENSITIES]
+
+
+class _Untrained:
+    """A network that is given weights and never trained."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        self.model: nn.Module = plan.build(0).to(device)
+
+    def accuracy(self, weights: State, mask: Mask, examples: Examples) -> float:
+        """Accuracy of mask ⊙ weights, a fraction of 1."""
+        self.model.load_state_dict(masked(weights, mask))
+        return evaluate(self.model, examples)[1]
+
+
+# --- what came of it
+
+
+def supermask_record(store: RunStore, plan: Plan, replicates: Sequence[int]) -> dict[str, Any]:
+    """Everything that all replicates have finished, as one JSON object."""
+    one_shot = store.part(f"{FOLDER}/one_shot")
+    unmasked = [one_shot.read_result(f"replicate_{number}/{UNMASKED}") for number in replicates]
+    return {
+        "run": str(store.path),
+        "seeds": [replicate_seed(plan, number) for number in replicates],
+        "trained": _accuracy([store.read_level(number, 0).final_test_accuracy for number in replicates]),
+        "no_mask": [
+            {"weights": kind, "test_accuracy": _accuracy([found[kind]["test_accuracy"] for found in unmasked])}
+            for kind in WEIGHTS
+        ],
+        "one_shot": [
+            _over_replicates(name, kind, [one_shot.read_result(f"replicate_{n}/by_{name}.json") for n in replicates])
+            for name in criteria
+            if all(one_shot.has_result(f"replicate_{number}/by_{name}.json") for number in replicates)
+            for kind in WEIGHTS
+        ],
+        "learned": [_learned(store.part(folder), replicates) for folder in _learned_folders(store, replicates)],
+    }
+
+
+def _accuracy(values: Sequence[float]) -> dict[str, Any]:
+    return asdict(estimate(values))
+
+
+def _over_replicates(name: str, kind: str, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found = [record[kind] for record in records]
+    points = []
+    for same in zip(*(one["curve"] for one in found), strict=True):
+        values = [point["val_accuracy"] for point in same]
+        points.append(
+            {
+                "density": same[0]["density"],
+                "val_accuracy": _accuracy(values),
+                "lowest": min(values),
+                "highest": max(values),
+            }
+        )
+    return {
+        "criterion": name,
+        "weights": kind,
+        "test_accuracy": _accuracy([one["test_accuracy"] for one in found]),
+        "val_accuracy": _accuracy([one["val_accuracy"] for one in found]),
+        "densities": [one["density"] for one in found],
+        "curve": points,
+    }
+
+
+def _learned_folders(store: RunStore, replicates: Sequence[int]) -> list[str]:
+    """Folders of learned masks that every replicate has finished, by name."""
+    folders = [f"{FOLDER}/{name}" for name in store.parts(FOLDER)]
+    return [folder for folder in folders if all(has_mask(store.part(folder), number) for number in replicates)]
+
+
+def _learned(part: RunStore, replicates: Sequence[int]) -> dict[str, Any]:
+    found = [read_mask(part, number) for number in replicates]
+    threshold = [one["threshold_test_accuracy"] for one in found]
+    return {
+        **{key: found[0][key] for key in ("method", "weights", "density", "rescale", "steps", "lr")},
+        "mask": _title(found[0]),
+        "folder": part.name,
+        "test_accuracy": _accuracy([one["test_accuracy"] for one in found]),
+        "val_accuracy": _accuracy([one["val_accuracy"] for one in found]),
+        "threshold_test_accuracy": None if None in threshold else _accuracy(threshold),
+        "densities": [one["kept_density"] for one in found],
+        "best_steps": [one["step"] for one in found],
+        "seconds": [one["seconds"] for one in found],
+    }
+
+
+def _title(found: dict[str, Any]) -> str:
+    """How a mask was learned, in words."""
+    density = [] if found["density"] is None else [f"density {found['density']:g}"]
+    rescaled = ["rescaled"] if found["rescale"] else []
+    return ", ".join([found["method"].replace("_", "-"), *density, *rescaled, found["steps"], f"lr {found['lr']:g}"])
+
+
+def _show(store: RunStore, record: dict[str, Any]) -> None:
+    """The figure, as files and in TensorBoard, with the curves as scalars: step is the density in thousandths."""
+    from ticketlab.figures import encode
+    from ticketlab.runs.tensorboard import write_curves
+    from ticketlab.ticket_figures import supermasks
+
+    pictures = encode(supermasks(record))
+    for kind, content in pictures.items():
+        store.write_file(f"{FOLDER}/supermask.{kind}", content)
+    curves = {
+        f"supermask_{row['weights']}/{row['criterion']}": {
+            round(1000 * point["density"]): point["val_accuracy"]["mean"] for point in row["curve"]
+        }
+        for row in record["one_shot"]
+    }
+    write_curves(store.path / FOLDER, curves, {"supermasks": pictures["png"]})
