@@ -299,7 +299,7 @@ class ClaimSection(Section):
     """Where it is said: paper, section, figure."""
     that: str
     """What is measured with each seed: an expression of names, numbers and + - * /. Names are ticket, dense, a control
-    (reinit, shuffled_mask, …) and those of `others`."""
+    (reinit, shuffled_mask, …), a supermask (supermask.magnitude.init) and those of `others` (docs/verify.md)."""
     metric: Literal["test_accuracy", "final_test_accuracy", "val_accuracy", "early_stop_step", "density"] = (
         "test_accuracy"
     )

@@ -1,5 +1,7 @@
 """Claims of a recipe are measured on runs, controls and other recipes, and judged."""
 
+import json
+
 import pytest
 
 from ticketlab.errors import RecipeError, RunError
@@ -140,3 +142,41 @@ def test_the_level_of_a_density_is_the_nearest_within_two_per_cent(claiming, pla
 
     file = claiming()
     assert [claim.level for claim in find_claims(file, make_plan(*load_data(file, places)))] == [2, 1, 1]
+
+
+def test_untrained_networks_can_be_claimed(claiming, machine):
+    text = (
+        RECIPE.partition("claims:")[0]
+        + """claims:
+  - claim: signs under a mask
+    source: here
+    that: supermask.large_final_same_sign.signed_constant - supermask.no_mask.init
+    at: {level: 0}
+    at_least: -1
+    seeds: 2
+"""
+    )
+    (found,) = judged(claiming(text), machine)["claims"]
+    (path,) = machine.runs.iterdir()
+    masks = [path / f"supermask/one_shot/replicate_{number}" for number in (1, 2)]
+    read = [json.loads((folder / "by_large_final_same_sign.json").read_text()) for folder in masks]
+    bare = [json.loads((folder / "no_mask.json").read_text()) for folder in masks]
+    differences = [
+        one["signed_constant"]["test_accuracy"] - other["init"]["test_accuracy"]
+        for one, other in zip(read, bare, strict=True)
+    ]
+    assert found["measured"]["mean"] == pytest.approx(sum(differences) / 2)
+    assert found["measured"]["n"] == 2 and found["verdict"] == "holds"
+
+
+@pytest.mark.parametrize(
+    ("that", "metric", "message"),
+    [
+        ("supermask.magnitud.init", "test_accuracy", r"unknown name '.*'; did you mean 'supermask.magnitude.init'"),
+        ("supermask.magnitude.init", "early_stop_step", "'supermask.magnitude.init' has no early_stop_step"),
+    ],
+)
+def test_supermasks_that_are_not_measured_are_told(claiming, machine, that, metric, message):
+    text = RECIPE.replace("that: ticket - reinit", f"that: {that}, metric: {metric}")
+    with pytest.raises(RecipeError, match=message):
+        judged(claiming(text), machine)

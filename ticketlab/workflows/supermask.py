@@ -49,7 +49,8 @@ ONE_SHOT = (
 DENSITIES = tuple(0.85**power for power in range(1, 29))
 """Densities that masks are tried at: from 85 % down to 1.06 %."""
 FOLDER = "supermask"
-UNMASKED = "no_mask.json"
+NO_MASK = "no_mask"
+UNMASKED = f"{NO_MASK}.json"
 
 
 def supermask_run(
@@ -224,6 +225,17 @@ def supermask_record(store: RunStore, plan: Plan, replicates: Sequence[int]) -> 
             for kind in WEIGHTS
         ],
         "learned": [_learned(store.part(folder), replicates) for folder in _learned_folders(store, replicates)],
+    }
+
+
+def untrained_accuracy(store: RunStore, name: str, kind: str) -> dict[int, float]:
+    """Seed → test accuracy of one kind of untrained weights under a criterion's mask, or under none (`no_mask`)."""
+    file = UNMASKED if name == NO_MASK else f"by_{name}.json"
+    one_shot = store.part(f"{FOLDER}/one_shot")
+    return {
+        store.read_level(number, 0).seed: one_shot.read_result(f"replicate_{number}/{file}")[kind]["test_accuracy"]
+        for number in store.replicates()
+        if one_shot.has_result(f"replicate_{number}/{file}")
     }
 
 

@@ -11,13 +11,17 @@ from typing import Any
 from ticketlab.claims import Bounds, Values, measured, seeds_to_decide, terms, verdict
 from ticketlab.errors import RecipeError, RunError, TicketlabError
 from ticketlab.pruning.controls import controls
+from ticketlab.pruning.criteria import criteria
 from ticketlab.recipe import ClaimSection, Where
 from ticketlab.recipe_file import Problem, RecipeFile, override
 from ticketlab.registry import did_you_mean
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.controls import control_run
+from ticketlab.workflows.learn_mask import WEIGHTS
 from ticketlab.workflows.plan import Plan, load_data, make_plan
 from ticketlab.workflows.run import Event, Machine
+from ticketlab.workflows.supermask import NO_MASK, supermask_run, untrained_accuracy
+from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.trunk import Branched, pruned
 
 RESULT = "claims.json"
@@ -25,6 +29,8 @@ NEAR = 0.02
 """Share of itself by which a level's density may differ from the one that a claim names."""
 OWN = ("ticket", "dense")
 """Terms that stand for networks of the run itself."""
+SUPERMASK = "supermask"
+"""Terms such as `supermask.magnitude.init`: untrained weights under a criterion's mask, or under `no_mask`."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,11 @@ class Claim:
     def controls(self) -> list[str]:
         """Terms that are controls of the level."""
         return [name for name in self.terms if name in controls and name not in self.section.others]
+
+    @property
+    def supermasks(self) -> list[tuple[str, str]]:
+        """Criterion and kind of weights of terms that are supermasks."""
+        return [(criterion, kind) for name in self.terms for criterion, kind in _supermask(name)]
 
     @property
     def bounds(self) -> Bounds:
@@ -70,11 +81,8 @@ def verify_run(
             stores[which] = yield from pruned(wanted, machine, should_stop)
         else:
             stores[which] = _existing(wanted, machine)
-    for level in sorted({claim.level for claim in claims if claim.controls}) if may_train else ():
-        names = [name for claim in claims if claim.level == level for name in claim.controls]
-        for event in control_run(stores[()], [level], names, machine, should_stop):
-            if not isinstance(event, dict):
-                yield event
+    if may_train:
+        yield from _beside(claims, stores[()], machine, should_stop)
     record = {
         "run": str(stores[()].path),
         "recipe": file.path.stem,
@@ -82,6 +90,22 @@ def verify_run(
     }
     stores[()].write_result(RESULT, record)
     yield record
+
+
+def _beside(
+    claims: Sequence[Claim], store: RunStore, machine: Machine, should_stop: Callable[[], bool]
+) -> Iterator[Branched | Notice]:
+    """Run what claims need beside the tickets of a run."""
+    needed: list[Iterator[Branched | Notice | dict[str, Any]]] = []
+    for level in sorted({claim.level for claim in claims if claim.controls}):
+        names = [name for claim in claims if claim.level == level for name in claim.controls]
+        needed.append(control_run(store, [level], names, machine, should_stop))
+    masks = [name for claim in claims for name, _ in claim.supermasks]
+    if masks:
+        drawn = [name for name in dict.fromkeys(masks) if name != NO_MASK]
+        needed.append(supermask_run(store, drawn or ["magnitude"], None, machine, should_stop))
+    for events in needed:
+        yield from (event for event in events if not isinstance(event, dict))
 
 
 def find_claims(file: RecipeFile, plan: Plan) -> list[Claim]:
@@ -97,10 +121,7 @@ def find_claims(file: RecipeFile, plan: Plan) -> list[Claim]:
         except ValueError as error:
             problems.append(((*key, "that"), str(error)))
             continue
-        known = [*OWN, *controls, *section.others]
-        problems += [
-            ((*key, "that"), f"unknown name '{name}'{did_you_mean(name, known)}") for name in names if name not in known
-        ]
+        problems += [((*key, "that"), message) for message in _wrong_names(section, names)]
         for name, overrides in section.others.items():
             try:
                 override(file, overrides)
@@ -114,6 +135,24 @@ def find_claims(file: RecipeFile, plan: Plan) -> list[Claim]:
     if problems:
         raise file.error(problems)
     return found
+
+
+def _wrong_names(section: ClaimSection, names: Sequence[str]) -> Iterator[str]:
+    """What is wrong with the names in a claim's expression."""
+    masks = [f"{SUPERMASK}.{name}.{kind}" for name in (*criteria, NO_MASK) for kind in WEIGHTS]
+    known = [*OWN, *controls, *section.others, *masks]
+    for name in names:
+        if name not in known:
+            near = did_you_mean(name, known if "." in name else known[: -len(masks)])
+            yield f"unknown name '{name}'{near}"
+        elif _supermask(name) and section.metric != "test_accuracy":
+            yield f"'{name}' has no {section.metric}; a network that is not trained has metric test_accuracy alone"
+
+
+def _supermask(name: str) -> list[tuple[str, str]]:
+    """Criterion and kind of weights, for a name of that form; else nothing."""
+    head, *rest = name.split(".")
+    return [(rest[0], rest[1])] if head == SUPERMASK and len(rest) == 2 else []
 
 
 def densities(plan: Plan) -> list[float]:
@@ -146,6 +185,8 @@ def _existing(file: RecipeFile, machine: Machine) -> RunStore:
 
 def _values(stores: Mapping[tuple[str, ...], RunStore], claim: Claim, term: str) -> Values:
     """What a term was measured as, by seed."""
+    for criterion, kind in _supermask(term):
+        return untrained_accuracy(stores[()], criterion, kind)
     which = claim.section.others.get(term)
     store, level = stores[which or ()], claim.level
     folder = store
