@@ -82,6 +82,16 @@ def summarise(levels: Sequence[Level]) -> list[Row]:
     return rows
 
 
+def telling(rows: Sequence[Row]) -> list[Row]:
+    """The rows to look at first: dense, the sparsest as good on validation data, and the sparsest of all."""
+    if not rows:
+        return []
+    as_good = [row for row in rows if row.val_accuracy.mean >= rows[0].val_accuracy.mean]
+    winning = min(as_good, key=lambda row: row.density)
+    sparsest = min(rows, key=lambda row: row.density)
+    return [row for row in rows if row in (rows[0], winning, sparsest)]
+
+
 def mean_known(values: Sequence[float | None]) -> float | None:
     """Mean of values that are all known; None where one is not."""
     known = [value for value in values if value is not None]

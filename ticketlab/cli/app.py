@@ -79,15 +79,24 @@ def prune(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Find lottery tickets by pruning with rewinding, as the recipe says; resumes what was interrupted."""
+    """Find lottery tickets by pruning with rewinding, as the recipe says; resumes what was interrupted.
+
+    Lists of values, as in --set seed=0,1,2, make a sweep: one run for every combination.
+    """
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
+        from ticketlab.cli import sweeping
         from ticketlab.cli.progress import follow
         from ticketlab.recipe_file import read_recipe
         from ticketlab.workflows.run import Machine, choose_device, plan_on, prune_run, stand_in_notice
+        from ticketlab.workflows.sweep_points import points_of
 
-        file = read_recipe(recipe, overrides or ())
+        points = points_of(overrides or ())
         machine = Machine(runs, places_of(data), device, workers, threads, checkpoint_seconds)
         choose_device(device)
+        if len(points) > 1:
+            sweeping.sweep(recipe, points, machine, should_stop, dry_run, json, quiet)
+            return
+        file = read_recipe(recipe, overrides or ())
         if dry_run:
             plan = plan_on(file, machine.places)
             if plan.data.stand_in_for is not None:

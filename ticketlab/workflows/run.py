@@ -5,17 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from ticketlab.data.files import Places
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
+from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import RecipeFile, recipe_yaml
 from ticketlab.report import run_levels, summarise
 from ticketlab.runs.manifest import check_same, environment, now
@@ -86,11 +87,11 @@ def prune_run(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool
         yield Started(store, plan, str(device), workers)
         with outcome(store):
             # the plan's recipe names the stand-in where one is used, so that workers use it too
-            body = partial(_replicate, plan.file, machine, store.path, str(device))
+            body = partial(train_replicate, plan.file, machine, store.path, str(device))
             jobs = {replicate: f"replicate {replicate}" for replicate in replicates}
             for event in run_jobs(body, jobs, workers, should_stop):
                 yield death_notice(event) if isinstance(event, Died) else cast(Event, event)
-            _write_summary(store, plan)
+            write_summary(store, plan.recipe)
 
 
 def plan_on(file: RecipeFile, places: Places) -> Plan:
@@ -117,7 +118,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _replicate(
+def train_replicate(
     file: RecipeFile,
     machine: Machine,
     run: Path,
@@ -141,9 +142,16 @@ def death_notice(death: Died) -> Notice:
 
 def open_run(store: RunStore, plan: Plan, device: torch.device, threads: int) -> list[str]:
     """Write recipe and manifest of a new run, or check that this one can be taken up; returns warnings."""
-    before = store.read_manifest()
+    facts = run_facts(plan, device, threads)
+    warnings = check_run(store, facts)
+    begin_run(store, plan.recipe, facts)
+    return warnings
+
+
+def run_facts(plan: Plan, device: torch.device, threads: int) -> dict[str, Any]:
+    """What the manifest says of a run."""
     data = plan.data
-    facts = {
+    return {
         "recipe": plan.file.path.stem,
         "folder": str(plan.file.path.parent.resolve()),
         "hash": plan.hash,
@@ -158,13 +166,21 @@ def open_run(store: RunStore, plan: Plan, device: torch.device, threads: int) ->
         "init_digest": digest(plan.build(derive_seed(plan.recipe.seed, "init")).state_dict()),
         **environment(),
     }
-    warnings = check_same(before, facts, store.path)
+
+
+def check_run(store: RunStore, facts: Mapping[str, Any]) -> list[str]:
+    """Raise RunError where a run cannot be taken up with these facts or is damaged; returns warnings."""
+    warnings = check_same(store.read_manifest(), facts, store.path)
     store.check()
-    seeds = [plan.recipe.seed + index for index in range(plan.recipe.replicates)]
-    times = {"created": before.get("created", now()), "updated": now(), "state": "running"}
-    store.write_recipe(recipe_yaml(plan.recipe))
-    store.write_manifest({**facts, "seeds": seeds, **times})
     return warnings
+
+
+def begin_run(store: RunStore, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+    """Write recipe and manifest of a run that starts, or goes on, now."""
+    seeds = [recipe.seed + index for index in range(recipe.replicates)]
+    times = {"created": store.read_manifest().get("created", now()), "updated": now(), "state": "running"}
+    store.write_recipe(recipe_yaml(recipe))
+    store.write_manifest({**facts, "seeds": seeds, **times})
 
 
 @contextmanager
@@ -203,7 +219,7 @@ def _disk_error(error: OSError) -> str:
     return f"{what}: {error.strerror or error}; mend it and run the same command, it resumes"
 
 
-def _write_summary(store: RunStore, plan: Plan) -> None:
+def write_summary(store: RunStore, recipe: Recipe) -> None:
     """The run as a whole for TensorBoard: levels that every replicate has finished."""
     from ticketlab.runs.tensorboard import write_run_summary
 
@@ -212,10 +228,10 @@ def _write_summary(store: RunStore, plan: Plan) -> None:
         for row in summarise(run_levels(store))
         if row.test_accuracy.n == len(store.replicates())
     ]
-    write_run_summary(store.path, recipe_yaml(plan.recipe), flat_settings(plan), rows)
+    write_run_summary(store.path, recipe_yaml(recipe), flat_settings(recipe), rows)
 
 
-def flat_settings(plan: Plan) -> dict[str, str | float | int | bool]:
+def flat_settings(recipe: Recipe) -> dict[str, str | float | int | bool]:
     """The recipe as dotted names and plain values, for TensorBoard's table of hyper-parameters."""
     flat: dict[str, str | float | int | bool] = {}
 
@@ -228,5 +244,5 @@ def flat_settings(plan: Plan) -> dict[str, str | float | int | bool]:
         elif isinstance(value, list) and value:
             flat[prefix] = ", ".join(str(item) for item in value)
 
-    add("", plan.recipe.model_dump(mode="json"))
+    add("", recipe.model_dump(mode="json"))
     return flat
