@@ -9,8 +9,10 @@ import typer
 
 from ticketlab.cli import render
 from ticketlab.cli.options import (
+    Address,
     DataRoot,
     Device,
+    EngineName,
     Json,
     Quiet,
     RunName,
@@ -38,6 +40,8 @@ def controls(
     workers: Workers = None,
     threads: Threads = 1,
     device: Device = "auto",
+    engine: EngineName = "processes",
+    address: Address = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -48,8 +52,9 @@ def controls(
         from ticketlab.runs.store import find_run
         from ticketlab.workflows.controls import control_run
         from ticketlab.workflows.run import Machine
+        from ticketlab.workflows.workers import Engine
 
         store = find_run(runs, run, "prune")
         names = [name.strip() for name in (control or "").split(",") if name.strip()]
-        machine = Machine(runs, places_of(data), device, workers, threads)
+        machine = Machine(runs, places_of(data), device, workers, threads, engine=Engine(engine, address))
         branches.controls(branches.follow(control_run(store, level, names, machine, should_stop), quiet), json)

@@ -20,14 +20,15 @@ from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import RecipeFile, recipe_yaml
 from ticketlab.report import run_levels, summarise
 from ticketlab.runs.manifest import check_same, environment, now
-from ticketlab.runs.store import RunStore
+from ticketlab.runs.store import MANIFEST, RunStore
 from ticketlab.runs.ticket import digest
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.early_bird import early_bird_replicate
 from ticketlab.workflows.plan import Plan, load_data, make_plan, user_files
 from ticketlab.workflows.prune import prune_replicate
+from ticketlab.workflows.ray_engine import check_ray
 from ticketlab.workflows.train_level import Notice, Seen, Settings
-from ticketlab.workflows.workers import Died, run_jobs
+from ticketlab.workflows.workers import Died, Engine, run_jobs
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,22 @@ class Machine:
     workers: int | None = None
     threads: int = 1
     checkpoint_seconds: float = 15.0
+    engine: Engine = field(default_factory=Engine)
 
     def workers_for(self, jobs: int, device: torch.device) -> int:
-        """Processes for so many jobs: as asked, else one for each core, or one alone beside a GPU."""
+        """Jobs at a time: as asked, else one for each core, or one alone beside a GPU; Ray knows its own cores."""
+        if self.engine.name == "ray":
+            return min(jobs, self.workers or jobs)
         return min(jobs, self.workers or (os.cpu_count() or 1 if device.type == "cpu" else 1))
+
+    def chosen_device(self) -> torch.device:
+        """The device as asked; on Ray, the CPU. Raises TicketlabError where device or engine are not to be had."""
+        if self.engine.name == "ray":
+            check_ray(self.engine.address, self.device)
+            return torch.device("cpu")
+        if self.engine.address is not None:
+            raise TicketlabError("--address belongs to --engine ray")
+        return choose_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -68,12 +81,20 @@ METHODS = {
 """Method of a recipe → what one replicate does."""
 
 
-def prune_run(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+def prune_run(
+    file: RecipeFile,
+    machine: Machine,
+    should_stop: Callable[[], bool] = lambda: False,
+    budgets: Mapping[str, Any] | None = None,
+) -> Iterator[Event]:
     """Find tickets with every replicate of a recipe; yields notices, progress and levels as they are finished.
 
     What is finished already is read, not computed. Raises Interrupted after saving when asked to stop.
+
+    Args:
+        budgets: For the manifest, where a budget chose the recipe.
     """
-    device = choose_device(machine.device)
+    device = machine.chosen_device()
     plan = plan_on(file, machine.places)
     if plan.data.stand_in_for is not None:
         yield Notice(stand_in_notice(plan))
@@ -82,14 +103,16 @@ def prune_run(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool
     workers = machine.workers_for(len(replicates), device)
     with store.lock():
         with told(store):
-            warnings = open_run(store, plan, device, machine.threads)
+            facts = run_facts(plan, device, machine.threads) | ({"budgets": budgets} if budgets else {})
+            warnings = check_run(store, facts)
+            begin_run(store, plan.recipe, facts)
         yield from (Notice(text) for text in warnings)
         yield Started(store, plan, str(device), workers)
         with outcome(store):
             # the plan's recipe names the stand-in where one is used, so that workers use it too
             body = partial(train_replicate, plan.file, machine, store.path, str(device))
             jobs = {replicate: f"replicate {replicate}" for replicate in replicates}
-            for event in run_jobs(body, jobs, workers, should_stop):
+            for event in run_jobs(body, jobs, workers, should_stop, machine.engine, store.path / MANIFEST):
                 yield death_notice(event) if isinstance(event, Died) else cast(Event, event)
             write_summary(store, plan.recipe)
 
@@ -140,14 +163,6 @@ def death_notice(death: Died) -> Notice:
     return Notice(f"the process of {death.name} {death.how}; it resumes")
 
 
-def open_run(store: RunStore, plan: Plan, device: torch.device, threads: int) -> list[str]:
-    """Write recipe and manifest of a new run, or check that this one can be taken up; returns warnings."""
-    facts = run_facts(plan, device, threads)
-    warnings = check_run(store, facts)
-    begin_run(store, plan.recipe, facts)
-    return warnings
-
-
 def run_facts(plan: Plan, device: torch.device, threads: int) -> dict[str, Any]:
     """What the manifest says of a run."""
     data = plan.data
@@ -177,10 +192,12 @@ def check_run(store: RunStore, facts: Mapping[str, Any]) -> list[str]:
 
 def begin_run(store: RunStore, recipe: Recipe, facts: Mapping[str, Any]) -> None:
     """Write recipe and manifest of a run that starts, or goes on, now."""
+    before = store.read_manifest()
     seeds = [recipe.seed + index for index in range(recipe.replicates)]
-    times = {"created": store.read_manifest().get("created", now()), "updated": now(), "state": "running"}
+    times = {"created": before.get("created", now()), "updated": now(), "state": "running"}
+    budgets = before.get("budgets", {}) | facts.get("budgets", {})
     store.write_recipe(recipe_yaml(recipe))
-    store.write_manifest({**facts, "seeds": seeds, **times})
+    store.write_manifest({**facts, **({"budgets": budgets} if budgets else {}), "seeds": seeds, **times})
 
 
 @contextmanager

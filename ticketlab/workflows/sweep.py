@@ -14,13 +14,12 @@ import torch
 
 from ticketlab.errors import FailedRun
 from ticketlab.recipe_file import RecipeFile
-from ticketlab.runs.store import RunStore
+from ticketlab.runs.store import MANIFEST, RunStore
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import (
     Machine,
     begin_run,
     check_run,
-    choose_device,
     death_notice,
     run_facts,
     stand_in_notice,
@@ -95,7 +94,7 @@ def sweep_run(
     Raises RecipeError before anything starts where a point is wrong, Interrupted after saving when asked to stop, and
     at last FailedRun that names the points that failed.
     """
-    device = choose_device(machine.device)
+    device = machine.chosen_device()
     plans = check_points(recipe, points, machine, partial(_look, machine, device))
     ready = [Ready(point, *found) for point, found in zip(points, plans, strict=True)]
     jobs = [(index, number) for index, one in enumerate(ready) for number in _replicates(one)]
@@ -116,7 +115,7 @@ def sweep_run(
         body = partial(_work, ready, jobs, machine, str(device))
         names = {job: f"{ready[index].point.name}, replicate {number}" for job, (index, number) in enumerate(jobs)}
         try:
-            for event in run_jobs(body, names, workers, should_stop):
+            for event in run_jobs(body, names, workers, should_stop, machine.engine, ready[0].store.path / MANIFEST):
                 if isinstance(event, Ended):
                     _end(standing, ready, event)
                 elif isinstance(event, Died):
