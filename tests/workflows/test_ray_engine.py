@@ -106,6 +106,25 @@ def test_a_killed_worker_is_told_of_and_its_replicate_resumes(tiny, machines):
     assert list(levels.values()) == [untimed(event) for event in events if isinstance(event, Level)]
 
 
+@needs_ray
+@pytest.mark.slow
+def test_a_replicate_whose_machine_died_goes_on_where_one_is_left(tiny, machines, cluster):
+    on_ray, here = machines
+    lost, notices, levels = None, [], {}
+    for event in prune_run(tiny("train.steps=400it", "replicates=2"), replace(on_ray, checkpoint_seconds=0.0)):
+        if lost is None and isinstance(event, Level):
+            (lost,) = cluster.worker_nodes
+            cluster.remove_node(lost, allow_graceful=False)
+        if isinstance(event, Notice):
+            notices.append(event.text)
+        if isinstance(event, Level):
+            levels[event.replicate, event.level] = untimed(event)
+    cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=80_000_000)
+    assert notices and all(text.startswith("the process of replicate ") for text in notices)
+    store, _ = finish(tiny("train.steps=400it", "replicates=2"), here)
+    assert [levels[key] for key in sorted(levels)] == [untimed(level) for level in run_levels(store)]
+
+
 def _trainer():
     """Pid of the Ray worker that runs a job."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):

@@ -64,7 +64,7 @@ def run_on_ray(
     or machine died is started again. Raises Interrupted when asked to stop.
     """
     with _cluster(address, workers) as ray:
-        flag = ray.remote(num_cpus=0)(_Flag).remote()
+        flag = _flag_here(ray)
         remote = ray.remote(num_cpus=1, max_retries=0, max_calls=1, num_returns="streaming")(_work)
         seen = (witness.resolve(), witness.read_bytes()) if witness else None
         waiting, deaths, running = list(jobs), dict.fromkeys(jobs, 0), list[Task]()
@@ -78,19 +78,14 @@ def run_on_ray(
                     raise Interrupted("stopped; the state is saved")
                 for task in ready:
                     try:
-                        message = ray.get(next(task.messages))
+                        yield _message(ray, task)
                     except StopIteration:
                         running.remove(task)
-                        continue
                     except ray.exceptions.RayError as error:
                         running.remove(task)
                         deaths[task.job] += 1
                         yield died(jobs[task.job], f"died ({_reason(error)})", deaths[task.job])
                         waiting.insert(0, task.job)
-                        continue
-                    if isinstance(message, TicketlabError):
-                        raise message
-                    yield message
         finally:
             _stop(ray, flag, running)
 
@@ -132,6 +127,25 @@ def _wait(ray: Any, running: list[Task]) -> list[Task]:
     """Tasks that have something to tell, or have ended."""
     ready, _ = ray.wait([task.messages for task in running], num_returns=len(running), timeout=LOOK, fetch_local=False)
     return [task for task in running if any(task.messages is messages for messages in ready)]
+
+
+def _flag_here(ray: Any) -> Any:
+    """The flag, on the machine of the command: on another one it could die with its machine, and stop every task."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(_Flag).remote()
+
+
+def _message(ray: Any, task: Task) -> object:
+    """What a task has to tell; its error is raised here, Ray's where it died, StopIteration at its end."""
+    message = ray.get(next(task.messages))
+    if isinstance(message, Interrupted):
+        # nobody asked: a worker whose machine died saves its state for the one that takes over
+        raise ray.exceptions.RayError("its machine lost the cluster")
+    if isinstance(message, TicketlabError):
+        raise message
+    return message
 
 
 def _stop(ray: Any, flag: Any, running: list[Task]) -> None:
