@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ticketlab.report import Estimate, estimate, t_quantile
+from ticketlab.report import Estimate, estimate, half_width
 
 Verdict = Literal["holds", "fails", "not enough seeds"]
 MOST_SEEDS = 1000
@@ -111,7 +111,6 @@ def seeds_to_decide(found: Estimate, bounds: Bounds) -> int | None:
     """
     if found.high is None:
         return None
-    deviation = (found.high - found.mean) * math.sqrt(found.n) / t_quantile(found.n)
+    deviation = (found.high - found.mean) / half_width(1, found.n)
     distance = min(abs(found.mean - bounds.low), abs(found.mean - bounds.high))
-    enough = (n for n in range(found.n, MOST_SEEDS + 1) if t_quantile(n) * deviation / math.sqrt(n) <= distance)
-    return next(enough, None)
+    return next((n for n in range(found.n, MOST_SEEDS + 1) if half_width(deviation, n) <= distance), None)

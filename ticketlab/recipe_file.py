@@ -107,6 +107,11 @@ def _resolved(
     return RecipeFile(path, recipe, places)
 
 
+def parse_value(text: str) -> Any:
+    """What a text stands for in a recipe's YAML; raises yaml.YAMLError where it is none."""
+    return yaml.load(text, _Loader)
+
+
 def recipe_yaml(recipe: Recipe) -> str:
     """A recipe with every field written out; reading it back gives an equal recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -193,7 +198,7 @@ def _override(tree: dict[str, Any], overrides: Sequence[str], places: dict[Key, 
             problems.append((key, "there is no such section to set a key in"))
             continue
         try:
-            branch[key[-1]] = yaml.load(value, _Loader)
+            branch[key[-1]] = parse_value(value)
         except yaml.YAMLError:
             problems.append((key, f"'{value}' is not a YAML value"))
     return problems

@@ -51,13 +51,24 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean, n = statistics.fmean(values), len(values)
     if n < 2:
         return Estimate(mean, None, None, n)
-    half = t_quantile(n) * statistics.stdev(values) / math.sqrt(n)
+    half = half_width(statistics.stdev(values), n)
     return Estimate(mean, mean - half, mean + half, n)
 
 
-def t_quantile(n: int) -> float:
-    """Deviations of a mean of n values, from 2 on, that make half of its interval (Student's t)."""
-    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+def half_width(deviation: float, n: int) -> float:
+    """Half of the 95 % interval of a mean of n values with this standard deviation (Student's t); n is 2 or more."""
+    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(n)
+
+
+def deviation(levels: Sequence[Level]) -> float | None:
+    """Standard deviation of test accuracy between replicates, pooled over levels; None without a second replicate."""
+    squares, freedom = 0.0, 0
+    for index in {level.level for level in levels}:
+        same = [level.test_accuracy for level in levels if level.level == index]
+        if len(same) > 1:
+            squares += statistics.variance(same) * (len(same) - 1)
+            freedom += len(same) - 1
+    return math.sqrt(squares / freedom) if freedom else None
 
 
 def summarise(levels: Sequence[Level]) -> list[Row]:
@@ -84,6 +95,16 @@ def summarise(levels: Sequence[Level]) -> list[Row]:
             )
         )
     return rows
+
+
+def telling(rows: Sequence[Row]) -> list[Row]:
+    """The rows to look at first: dense, the sparsest as good on validation data, and the sparsest of all."""
+    if not rows:
+        return []
+    as_good = [row for row in rows if row.val_accuracy.mean >= rows[0].val_accuracy.mean]
+    winning = min(as_good, key=lambda row: row.density)
+    sparsest = min(rows, key=lambda row: row.density)
+    return [row for row in rows if row in (rows[0], winning, sparsest)]
 
 
 def mean_known(values: Sequence[float | None]) -> float | None:

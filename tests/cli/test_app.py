@@ -166,6 +166,46 @@ def test_a_criterion_of_ones_own_works_in_worker_processes(tmp_path, write_recip
     assert [row["test_accuracy"]["n"] for row in json.loads(output)["summary"]] == [2, 2]
 
 
+SWEEP = ("--set", "seed=0,1", "--set", "pruning.rate=0.2,0.5", "--workers", "1")
+
+
+def test_a_sweep_is_one_table_and_one_json_object(ticketlab, write_recipe, tmp_path):
+    recipe = write_recipe()
+    ran = ticketlab("prune", recipe, *SWEEP, "--quiet")
+    assert ran.exit_code == 0, ran.stderr
+    rows = [line.split() for line in ran.stdout.splitlines() if "tiny-" in line]
+    # dense and the sparsest of each point at least; by hand: 32298 and 4800 + 7500 + 810 of 50200
+    assert [row[:4] for row in rows if row[2] == "0"] == [
+        [seed, rate, "0", "100.00"] for seed in ("0", "1") for rate in ("0.2", "0.5")
+    ]
+    assert {(row[1], row[3]) for row in rows if row[2] == "2"} == {("0.2", "64.34"), ("0.5", "26.12")}
+    found = json.loads(ticketlab("prune", recipe, *SWEEP, "--json").stdout)
+    assert set(found) == {"sweep"}
+    assert [point["set"] for point in found["sweep"]] == [
+        {"seed": seed, "pruning.rate": rate} for seed in (0, 1) for rate in (0.2, 0.5)
+    ]
+    assert all(set(point) == {"set", *RUN} and point["state"] == "finished" for point in found["sweep"])
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+def test_a_sweep_that_fails_in_a_point_tells_the_others_and_ends_with_1(ticketlab, write_recipe):
+    ran = ticketlab(
+        "prune", write_recipe(), "-s", "train.optimizer=sgd", "-s", "train.lr=1e30,0.01", "--json", "--workers", "1"
+    )
+    assert ran.exit_code == 1
+    assert "error: train.lr=1e30: replicate 1: training diverged" in ran.stderr
+    assert [point["state"] for point in json.loads(ran.stdout)["sweep"]] == ["failed", "finished"]
+
+
+def test_a_dry_run_of_a_sweep_lists_its_points(ticketlab, write_recipe, tmp_path):
+    ran = ticketlab("prune", write_recipe(), *SWEEP, "--dry-run")
+    assert ran.exit_code == 0 and ran.stdout.count("tiny-") == 4 and "4 points into runs" in ran.stdout
+    found = json.loads(ticketlab("prune", write_recipe(), *SWEEP, "--dry-run", "--json").stdout)
+    assert [point["levels"][2]["remaining"] for point in found["sweep"]] == [32298, 13110] * 2
+    assert found["seconds"] == pytest.approx(sum(point["seconds"] for point in found["sweep"]))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_recipes_are_listed_shown_and_checked(ticketlab, write_recipe, tmp_path):
     (tmp_path / "recipes").mkdir()
     write_recipe("# What: a tiny one.\n" + write_recipe().read_text(), "recipes/small.yaml")

@@ -10,8 +10,10 @@ import typer
 
 from ticketlab.cli import client, render, science
 from ticketlab.cli.options import (
+    Address,
     DataRoot,
     Device,
+    EngineName,
     Json,
     Overrides,
     Quiet,
@@ -73,28 +75,53 @@ def prune(
     workers: Workers = None,
     threads: Threads = 1,
     device: Device = "auto",
+    engine: EngineName = "processes",
+    address: Address = None,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between saves in a level.")] = 15.0,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Replicates, levels and steps that fit in 90s, 10m or 1.5h.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show recipe and plan; train nothing.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Find lottery tickets by pruning with rewinding, as the recipe says; resumes what was interrupted."""
+    """Find lottery tickets by pruning with rewinding, as the recipe says; resumes what was interrupted.
+
+    Lists of values, as in --set seed=0,1,2, make a sweep: one run for every combination.
+    """
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
+        from ticketlab.cli import budgeting, sweeping
         from ticketlab.cli.progress import follow
         from ticketlab.recipe_file import read_recipe
-        from ticketlab.workflows.run import Machine, choose_device, plan_on, prune_run, stand_in_notice
+        from ticketlab.workflows.budget import plan_budget
+        from ticketlab.workflows.run import Machine, plan_on, prune_run, stand_in_notice
+        from ticketlab.workflows.sweep_points import points_of
+        from ticketlab.workflows.workers import Engine
 
+        points = points_of(overrides or ())
+        machine = Machine(runs, places_of(data), device, workers, threads, checkpoint_seconds, Engine(engine, address))
+        machine.chosen_device()
+        if len(points) > 1:
+            if budget:
+                raise TicketlabError("--budget is for one run; give it without lists in --set")
+            sweeping.sweep(recipe, points, machine, should_stop, dry_run, json, quiet)
+            return
         file = read_recipe(recipe, overrides or ())
-        machine = Machine(runs, places_of(data), device, workers, threads, checkpoint_seconds)
-        choose_device(device)
+        chosen = plan_budget(file, budget, machine, should_stop) if budget else None
+        if chosen:
+            file = read_recipe(recipe, [*(overrides or ()), *chosen.overrides])
+            if dry_run:
+                budgeting.planned(chosen, recipe, overrides or (), json)
+                return
+            budgeting.told_aside(chosen, recipe, overrides or ())
         if dry_run:
             plan = plan_on(file, machine.places)
             if plan.data.stand_in_for is not None:
                 render.note(stand_in_notice(plan))
             render.plan(plan, runs, json)
         else:
-            store, levels = follow(prune_run(file, machine, should_stop), quiet)
+            store, levels = follow(prune_run(file, machine, should_stop, chosen.record() if chosen else None), quiet)
             render.levels(store, levels, json)
 
 

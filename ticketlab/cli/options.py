@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,6 +26,10 @@ RunName = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Replicates at a time [default: cores].")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of each replicate.")]
+EngineName = Annotated[Literal["processes", "ray"], typer.Option("--engine", help="What runs replicates.")]
+Address = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster to use, or auto [default: one on this machine].")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
 

@@ -20,7 +20,8 @@ def follow(events: Iterable[Event], quiet: bool) -> tuple[RunStore, list[Level]]
     screen = console(stderr=True)
     bars = Bars(screen.is_terminal and not quiet)
     store: RunStore | None = None
-    levels: list[Level] = []
+    # a worker that died is started again and tells its finished levels once more
+    levels: dict[tuple[int, int], Level] = {}
     with bars.progress if bars.shown else nullcontext():
         for event in events:
             if isinstance(event, Started):
@@ -32,16 +33,18 @@ def follow(events: Iterable[Event], quiet: bool) -> tuple[RunStore, list[Level]]
                 bars.say(event.text)
             elif isinstance(event, Drawn):
                 if not quiet:
-                    bars.say(_drawn(event))
+                    bars.say(drawn_line(event))
             elif isinstance(event, Level):
-                levels.append(event)
-                bars.finish(event)
-                if not quiet:
-                    bars.say(_line(event))
+                is_new = (event.replicate, event.level) not in levels
+                levels[event.replicate, event.level] = event
+                if is_new:
+                    bars.finish(event)
+                if is_new and not quiet:
+                    bars.say(level_line(event))
             else:
                 bars.move(event)
     assert store is not None
-    return store, levels
+    return store, list(levels.values())
 
 
 class Bars:
@@ -106,7 +109,8 @@ def _opening(event: Started) -> str:
     )
 
 
-def _drawn(event: Drawn) -> str:
+def drawn_line(event: Drawn) -> str:
+    """A drawn ticket in one line."""
     distance = "" if event.distance is None else f" (mask distance {event.distance:.3f})"
     why = "" if event.settled else ", its mask not settled" if event.chosen else ", as also_at says"
     return (
@@ -115,7 +119,8 @@ def _drawn(event: Drawn) -> str:
     )
 
 
-def _line(level: Level) -> str:
+def level_line(level: Level) -> str:
+    """A finished level in one line."""
     return (
         f"replicate {level.replicate} level {level.level}: density {100 * level.density:.2f} %, "
         f"test accuracy {100 * level.test_accuracy:.2f} % at step {level.early_stop_step} "

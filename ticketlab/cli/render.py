@@ -111,15 +111,20 @@ def stop_request(
 def levels(store: RunStore, found: Sequence[Level], json: bool) -> None:
     """The levels of a run."""
     if json:
-        from ticketlab.draws import draws
-        from ticketlab.report import run_report
-
-        drawn = [asdict(draw) for draw in draws(store, found)]
-        result(run_report(store, found) | ({"draws": drawn} if drawn else {}))
+        result(run_record(store, found))
     else:
         _level_table(store, found)
         _draw_table(store, found)
         note(f"run: {store.path}   look: tensorboard --logdir {store.path}")
+
+
+def run_record(store: RunStore, found: Sequence[Level]) -> dict[str, object]:
+    """A run as one JSON object, with its early-bird draws if there are any."""
+    from ticketlab.draws import draws
+    from ticketlab.report import run_report
+
+    drawn = [asdict(draw) for draw in draws(store, found)]
+    return run_report(store, found) | ({"draws": drawn} if drawn else {})
 
 
 def _level_table(store: RunStore, levels: Sequence[Level]) -> None:
@@ -228,7 +233,7 @@ def plan(plan: Plan, runs: Path, json: bool) -> None:
     show(table)
     result(
         f"{counted(plan.recipe.replicates, 'replicate')} into {runs / plan.name}, "
-        f"about {expected.bytes / 1e6:.0f} MB of disk, roughly {_long(expected.seconds)} of one core in all"
+        f"about {expected.bytes / 1e6:.0f} MB of disk, roughly {long_time(expected.seconds)} of one core in all"
     )
     if plan.early_bird:
         search = plan.early_bird
@@ -242,7 +247,7 @@ def plan(plan: Plan, runs: Path, json: bool) -> None:
             )
 
 
-def _long(seconds: float) -> str:
+def long_time(seconds: float) -> str:
     """A time in the unit that fits."""
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:

@@ -9,8 +9,10 @@ import typer
 
 from ticketlab.cli import render
 from ticketlab.cli.options import (
+    Address,
     DataRoot,
     Device,
+    EngineName,
     Json,
     Overrides,
     Quiet,
@@ -47,6 +49,8 @@ def controls(
     workers: Workers = None,
     threads: Threads = 1,
     device: Device = "auto",
+    engine: EngineName = "processes",
+    address: Address = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -56,9 +60,10 @@ def controls(
         from ticketlab.cli import branches
         from ticketlab.workflows.controls import controls_of
         from ticketlab.workflows.run import Machine
+        from ticketlab.workflows.workers import Engine
 
         levels, names = branches.levels(level), branches.names(control)
-        machine = Machine(runs, places_of(data), device, workers, threads)
+        machine = Machine(runs, places_of(data), device, workers, threads, engine=Engine(engine, address))
         trunk = branches.trunk(run, overrides or (), runs)
         branches.controls(branches.follow(controls_of(trunk, levels, names, machine, should_stop), quiet), json)
 

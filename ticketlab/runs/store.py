@@ -35,6 +35,8 @@ from ticketlab.runs.files import (
 from ticketlab.runs.manifest import environment, now
 from ticketlab.runs.ticket import Ticket, read_ticket, write_ticket
 
+MANIFEST = "manifest.json"
+"""Of each run: what is known about it as a whole."""
 ORPHAN_PATIENCE = 10  # seconds for the workers of a killed run to notice and stop
 
 
@@ -102,12 +104,12 @@ class RunStore:
 
     def read_manifest(self) -> dict[str, Any]:
         """What is known about the run as a whole; empty before its first start."""
-        path = self.path / "manifest.json"
+        path = self.path / MANIFEST
         return read_json(path) if path.exists() else {}
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest."""
-        write_json(self.path / "manifest.json", manifest)
+        write_json(self.path / MANIFEST, manifest)
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Write the manifest of a run that starts, or goes on, now."""
@@ -139,7 +141,7 @@ class RunStore:
 
     def discard(self) -> None:
         """Forget that the run was started; its lock then takes the folder away."""
-        (self.path / "manifest.json").unlink(missing_ok=True)
+        (self.path / MANIFEST).unlink(missing_ok=True)
 
     # --- results of other commands
 
@@ -319,7 +321,7 @@ class RunStore:
         try:
             yield
         finally:
-            if not (self.path / "manifest.json").exists():
+            if not (self.path / MANIFEST).exists():
                 shutil.rmtree(self.path, ignore_errors=True)  # a run that never started leaves nothing
             held.release()
 
@@ -351,8 +353,8 @@ class RunStore:
 
 def list_runs(root: Path) -> list[RunStore]:
     """All runs in a folder, the oldest first."""
-    found = [p.parent for p in root.glob("*/manifest.json")] if root.is_dir() else []
-    return [RunStore(path) for path in sorted(found, key=lambda p: (p / "manifest.json").stat().st_mtime)]
+    found = [p.parent for p in root.glob(f"*/{MANIFEST}")] if root.is_dir() else []
+    return [RunStore(path) for path in sorted(found, key=lambda p: (p / MANIFEST).stat().st_mtime)]
 
 
 def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
@@ -365,7 +367,7 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
         if not runs:
             raise RunError(f"no runs in {root}; make one with: ticketlab prune recipes/lenet_mnist.yaml")
         return runs[-1]
-    if (Path(name) / "manifest.json").is_file():
+    if (Path(name) / MANIFEST).is_file():
         return RunStore(Path(name))
     exact = [run for run in runs if run.name == name]
     matching = exact or [run for run in runs if run.name.startswith(name)]
@@ -379,7 +381,7 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
 
 def find_runs(root: Path, name: str, kind: str) -> list[RunStore]:
     """All runs of a kind that a path, a name or a prefix fits; raises RunError that suggests the nearest name."""
-    if (Path(name) / "manifest.json").is_file():
+    if (Path(name) / MANIFEST).is_file():
         run = RunStore(Path(name))
         if run.kind != kind:
             raise RunError(f"{name} was made by ticketlab {run.kind}, not by ticketlab {kind}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,12 +11,8 @@ import torch
 from ticketlab.cost import layer_macs
 from ticketlab.pruning.masks import full_mask, remaining
 from ticketlab.workflows.draw import ticket_network
+from ticketlab.workflows.pace import Pace, measure
 from ticketlab.workflows.plan import Plan
-
-TRAINING_FACTOR = 3
-"""Forward, gradient of inputs and gradient of weights cost about the same."""
-OVERHEAD = 1.8
-"""Whole step against its matrix products (benchmarks/prune_speed.py, LeNet-300-100)."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +42,27 @@ class Forecast:
         return asdict(self)
 
 
-def forecast(plan: Plan) -> Forecast:
-    """Levels, sizes and rough time of a plan; trains nothing, but measures one matrix product."""
+def forecast(plan: Plan, pace: Pace | None = None) -> Forecast:
+    """Levels, sizes and rough time of a plan; keeps nothing of the few steps that it times where no pace is given."""
+    pace = pace or measure(plan, torch.device("cpu"))
     macs_of = layer_macs(plan.build(0), plan.data.dataset.input_shape)
     dense = sum(macs_of.values())
     total = sum(plan.sizes.values())
     levels = []
+    seconds = pace.start
     for index in range(plan.levels + 1):
         kept, macs = _channels_left(plan, index) if plan.has_channels else _weights_left(plan, index, macs_of)
         steps = plan.stop(index) - plan.start(index)
         levels.append(LevelForecast(index, kept / total, kept, steps, macs))
-    steps = sum(level.steps for level in levels)
-    executed = sum(level.steps * (level.macs if plan.has_channels else dense) for level in levels)
-    validation = steps // plan.evaluate_every * len(plan.splits.validation) * dense
+        # tickets of channels are smaller networks; masked ones are as fast as their pace says
+        seconds += pace.level_seconds(plan, index, steps) * (macs / dense if plan.has_channels else 1)
     replicates = plan.recipe.replicates
     state_bytes = sum(value.nbytes for value in plan.build(0).state_dict().values())
     return Forecast(
         levels=levels,
         replicates=replicates,
         bytes=replicates * (len(levels) * 2 + 4) * state_bytes,
-        seconds=replicates
-        * OVERHEAD
-        * (executed * plan.recipe.train.batch_size * TRAINING_FACTOR + validation)
-        / _macs_per_second(),
+        seconds=replicates * seconds,
     )
 
 
@@ -91,12 +84,3 @@ def _channels_left(plan: Plan, level: int) -> tuple[int, float]:
     mask = {name: torch.arange(units) < max(1, round(share * units)) for name, units in plan.judged.items()}
     model = ticket_network(plan, mask)
     return remaining(full_mask(model)), sum(layer_macs(model, plan.data.dataset.input_shape).values())
-
-
-def _macs_per_second() -> float:
-    first, second = torch.rand(256, 768), torch.rand(768, 256)
-    first @ second
-    began = time.perf_counter()
-    for _ in range(20):
-        first @ second
-    return 20 * 256 * 768 * 256 / (time.perf_counter() - began)

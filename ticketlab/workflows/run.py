@@ -5,28 +5,30 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from ticketlab.data.files import Places
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
+from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import RecipeFile, recipe_yaml
 from ticketlab.report import run_levels, summarise
 from ticketlab.runs.manifest import check_same, environment, now
-from ticketlab.runs.store import RunStore
+from ticketlab.runs.store import MANIFEST, RunStore
 from ticketlab.runs.ticket import digest
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.early_bird import early_bird_replicate
 from ticketlab.workflows.plan import Plan, load_data, make_plan, user_files
 from ticketlab.workflows.prune import prune_replicate
+from ticketlab.workflows.ray_engine import check_ray
 from ticketlab.workflows.train_level import Notice, Seen, Settings
-from ticketlab.workflows.workers import Died, run_jobs
+from ticketlab.workflows.workers import Died, Engine, run_jobs
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,22 @@ class Machine:
     workers: int | None = None
     threads: int = 1
     checkpoint_seconds: float = 15.0
+    engine: Engine = field(default_factory=Engine)
 
     def workers_for(self, jobs: int, device: torch.device) -> int:
-        """Processes for so many jobs: as asked, else one for each core, or one alone beside a GPU."""
+        """Jobs at a time: as asked, else one for each core, or one alone beside a GPU; Ray knows its own cores."""
+        if self.engine.name == "ray":
+            return min(jobs, self.workers or jobs)
         return min(jobs, self.workers or (os.cpu_count() or 1 if device.type == "cpu" else 1))
+
+    def chosen_device(self) -> torch.device:
+        """The device as asked; on Ray, the CPU. Raises TicketlabError where device or engine are not to be had."""
+        if self.engine.name == "ray":
+            check_ray(self.engine.address, self.device)
+            return torch.device("cpu")
+        if self.engine.address is not None:
+            raise TicketlabError("--address belongs to --engine ray")
+        return choose_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -67,12 +81,20 @@ METHODS = {
 """Method of a recipe → what one replicate does."""
 
 
-def prune_run(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+def prune_run(
+    file: RecipeFile,
+    machine: Machine,
+    should_stop: Callable[[], bool] = lambda: False,
+    budgets: Mapping[str, Any] | None = None,
+) -> Iterator[Event]:
     """Find tickets with every replicate of a recipe; yields notices, progress and levels as they are finished.
 
     What is finished already is read, not computed. Raises Interrupted after saving when asked to stop.
+
+    Args:
+        budgets: For the manifest, where a budget chose the recipe.
     """
-    device = choose_device(machine.device)
+    device = machine.chosen_device()
     plan = plan_on(file, machine.places)
     if plan.data.stand_in_for is not None:
         yield Notice(stand_in_notice(plan))
@@ -81,16 +103,18 @@ def prune_run(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool
     workers = machine.workers_for(len(replicates), device)
     with store.lock():
         with told(store):
-            warnings = open_run(store, plan, device, machine.threads)
+            facts = run_facts(plan, device, machine.threads) | ({"budgets": budgets} if budgets else {})
+            warnings = check_run(store, facts)
+            begin_run(store, plan.recipe, facts)
         yield from (Notice(text) for text in warnings)
         yield Started(store, plan, str(device), workers)
         with outcome(store):
             # the plan's recipe names the stand-in where one is used, so that workers use it too
-            body = partial(_replicate, plan.file, machine, store.path, str(device))
+            body = partial(train_replicate, plan.file, machine, store.path, str(device))
             jobs = {replicate: f"replicate {replicate}" for replicate in replicates}
-            for event in run_jobs(body, jobs, workers, should_stop):
+            for event in run_jobs(body, jobs, workers, should_stop, machine.engine, store.path / MANIFEST):
                 yield death_notice(event) if isinstance(event, Died) else cast(Event, event)
-            _write_summary(store, plan)
+            write_summary(store, plan.recipe)
 
 
 def plan_on(file: RecipeFile, places: Places) -> Plan:
@@ -117,7 +141,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _replicate(
+def train_replicate(
     file: RecipeFile,
     machine: Machine,
     run: Path,
@@ -139,11 +163,10 @@ def death_notice(death: Died) -> Notice:
     return Notice(f"the process of {death.name} {death.how}; it resumes")
 
 
-def open_run(store: RunStore, plan: Plan, device: torch.device, threads: int) -> list[str]:
-    """Write recipe and manifest of a new run, or check that this one can be taken up; returns warnings."""
-    before = store.read_manifest()
+def run_facts(plan: Plan, device: torch.device, threads: int) -> dict[str, Any]:
+    """What the manifest says of a run."""
     data = plan.data
-    facts = {
+    return {
         "recipe": plan.file.path.stem,
         "folder": str(plan.file.path.parent.resolve()),
         "hash": plan.hash,
@@ -158,13 +181,23 @@ def open_run(store: RunStore, plan: Plan, device: torch.device, threads: int) ->
         "init_digest": digest(plan.build(derive_seed(plan.recipe.seed, "init")).state_dict()),
         **environment(),
     }
-    warnings = check_same(before, facts, store.path)
+
+
+def check_run(store: RunStore, facts: Mapping[str, Any]) -> list[str]:
+    """Raise RunError where a run cannot be taken up with these facts or is damaged; returns warnings."""
+    warnings = check_same(store.read_manifest(), facts, store.path)
     store.check()
-    seeds = [plan.recipe.seed + index for index in range(plan.recipe.replicates)]
-    times = {"created": before.get("created", now()), "updated": now(), "state": "running"}
-    store.write_recipe(recipe_yaml(plan.recipe))
-    store.write_manifest({**facts, "seeds": seeds, **times})
     return warnings
+
+
+def begin_run(store: RunStore, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+    """Write recipe and manifest of a run that starts, or goes on, now."""
+    before = store.read_manifest()
+    seeds = [recipe.seed + index for index in range(recipe.replicates)]
+    times = {"created": before.get("created", now()), "updated": now(), "state": "running"}
+    budgets = before.get("budgets", {}) | facts.get("budgets", {})
+    store.write_recipe(recipe_yaml(recipe))
+    store.write_manifest({**facts, **({"budgets": budgets} if budgets else {}), "seeds": seeds, **times})
 
 
 @contextmanager
@@ -203,7 +236,7 @@ def _disk_error(error: OSError) -> str:
     return f"{what}: {error.strerror or error}; mend it and run the same command, it resumes"
 
 
-def _write_summary(store: RunStore, plan: Plan) -> None:
+def write_summary(store: RunStore, recipe: Recipe) -> None:
     """The run as a whole for TensorBoard: levels that every replicate has finished."""
     from ticketlab.runs.tensorboard import write_run_summary
 
@@ -212,10 +245,10 @@ def _write_summary(store: RunStore, plan: Plan) -> None:
         for row in summarise(run_levels(store))
         if row.test_accuracy.n == len(store.replicates())
     ]
-    write_run_summary(store.path, recipe_yaml(plan.recipe), flat_settings(plan), rows)
+    write_run_summary(store.path, recipe_yaml(recipe), flat_settings(recipe), rows)
 
 
-def flat_settings(plan: Plan) -> dict[str, str | float | int | bool]:
+def flat_settings(recipe: Recipe) -> dict[str, str | float | int | bool]:
     """The recipe as dotted names and plain values, for TensorBoard's table of hyper-parameters."""
     flat: dict[str, str | float | int | bool] = {}
 
@@ -228,5 +261,5 @@ def flat_settings(plan: Plan) -> dict[str, str | float | int | bool]:
         elif isinstance(value, list) and value:
             flat[prefix] = ", ".join(str(item) for item in value)
 
-    add("", plan.recipe.model_dump(mode="json", exclude={"claims"}))
+    add("", recipe.model_dump(mode="json", exclude={"claims"}))
     return flat

@@ -170,7 +170,7 @@ def train_level(
     Raises Interrupted after saving when asked to stop, FailedRun when the loss is no longer a number.
     """
     splits = plan.splits.to(settings.device)
-    trainer = _make_trainer(plan, task, settings.device)
+    trainer = make_trainer(plan, task, settings.device)
     net = trainer.net
     torch.manual_seed(derive_seed(task.seed, "noise", task.level))
     _restore(trainer, watches, store.read_checkpoint(task.replicate, task.level))
@@ -180,7 +180,7 @@ def train_level(
             _keep_rewind_point(plan, store, task, trainer)
         began = time.perf_counter()
         stop = trainer.step if _is_done(watches) else task.stop
-        for step in _steps(plan, task, trainer, splits.train, stop):
+        for step in level_steps(plan, task, trainer, splits.train, stop):
             trainer.step = step.index
             trainer.losses.append(step.loss)
             _keep_rewind_point(plan, store, task, trainer)
@@ -214,7 +214,8 @@ def train_level(
     yield level
 
 
-def _make_trainer(plan: Plan, task: LevelTask, device: torch.device) -> Trainer:
+def make_trainer(plan: Plan, task: LevelTask, device: torch.device) -> Trainer:
+    """A level before its first step."""
     whole = rebuild(plan.build(0), task.weights)
     net = make_trainable(whole, task.weights, task.mask, device)
     keep_frozen_(net.model, {name: value.to(device) for name, value in task.frozen.items()})
@@ -228,7 +229,7 @@ def _is_done(watches: Sequence[Watch]) -> bool:
     return any(watch.is_done for watch in watches)
 
 
-def _steps(plan: Plan, task: LevelTask, trainer: Trainer, examples: Examples, stop: int) -> Iterator[Step]:
+def level_steps(plan: Plan, task: LevelTask, trainer: Trainer, examples: Examples, stop: int) -> Iterator[Step]:
     """Optimizer steps from where the trainer stands to `stop`."""
     train = plan.recipe.train
     order = derive_seed(task.seed, "order")

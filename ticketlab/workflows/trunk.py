@@ -15,9 +15,9 @@ import torch
 from ticketlab.data.files import Places
 from ticketlab.errors import RunError
 from ticketlab.recipe_file import RecipeFile, read_recipe
-from ticketlab.runs.store import RunStore
+from ticketlab.runs.store import MANIFEST, RunStore
 from ticketlab.workflows.plan import Plan, load_data, make_plan
-from ticketlab.workflows.run import Event, Machine, Started, choose_device, death_notice, prune_run, told
+from ticketlab.workflows.run import Event, Machine, Started, death_notice, prune_run, told
 from ticketlab.workflows.train_level import Notice, Settings
 from ticketlab.workflows.workers import Died, run_jobs
 
@@ -95,12 +95,12 @@ def run_branches(
     """Train branches of a run that its caller has locked, dealt out to processes; `train` skips finished ones."""
     if not branches:
         return
-    device = choose_device(machine.device)
+    device = machine.chosen_device()
     workers = machine.workers_for(len(branches), device)
     hands = [list(branches[first::workers]) for first in range(workers)]
     jobs = {number: f"{hand[0].name} and {len(hand) - 1} more" for number, hand in enumerate(hands)}
     body = partial(_work_through, train, hands, machine, store.path, str(device))
-    for event in run_jobs(body, jobs, workers, should_stop):
+    for event in run_jobs(body, jobs, workers, should_stop, machine.engine, store.path / MANIFEST):
         if isinstance(event, Died):
             yield death_notice(event)
         elif isinstance(event, Branched):

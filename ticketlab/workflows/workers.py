@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Literal
 
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 
@@ -41,13 +43,34 @@ class Died:
     how: str
 
 
-def run_jobs(body: Body, jobs: Mapping[int, str], workers: int, should_stop: Callable[[], bool]) -> Iterator[object]:
-    """Run `body` for each job and yield what they yield: here, one after the other, or in processes of their own.
+@dataclass(frozen=True)
+class Engine:
+    """What runs jobs: processes of this command, or Ray."""
+
+    name: Literal["processes", "ray"] = "processes"
+    address: str | None = None
+    """Of the Ray cluster; left out, one is started on this machine and ends with the command."""
+
+
+def run_jobs(
+    body: Body,
+    jobs: Mapping[int, str],
+    workers: int,
+    should_stop: Callable[[], bool],
+    engine: Engine = Engine(),
+    witness: Path | None = None,
+) -> Iterator[object]:
+    """Run `body` for each job and yield what they yield: here one after the other, in processes, or on Ray.
 
     Args:
         jobs: Number of each job → what it is called, such as `replicate 1`.
+        witness: A file that every machine must see as it is here.
     """
-    if workers == 1:
+    if engine.name == "ray":
+        from ticketlab.workflows.ray_engine import run_on_ray
+
+        yield from run_on_ray(body, jobs, workers, should_stop, engine.address, witness)
+    elif workers == 1:
         for job in jobs:
             yield from body(job, should_stop)
     else:
@@ -123,7 +146,11 @@ def _messages(worker: Worker) -> Iterator[object]:
 
 def _died(worker: Worker, name: str, times: int) -> Died:
     code = worker.process.exitcode or 0
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+    return died(name, f"was killed by signal {-code}" if code < 0 else f"ended with status {code}", times)
+
+
+def died(name: str, how: str, times: int) -> Died:
+    """What to tell of a death; raises FailedRun at one too many."""
     if times > RESTARTS:
         raise FailedRun(f"the process of {name} {how}, {times} times; giving up")
     return Died(name, how)
