@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -123,3 +124,66 @@ def _learned(axes: Axes, rows: Sequence[Mapping[str, Any]], masks: Sequence[str]
             place, 100 * row["val_accuracy"]["mean"], marker="*", markersize=10, color=colour, linestyle="none",
             label=row["mask"],
         )  # fmt: skip
+
+
+def along_lines(record: Mapping[str, Any]) -> Figure:
+    """Instability analysis: error against α, a line for each level or step, with a band over replicates."""
+    rows = record["rows"]
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    shades = colormaps["viridis"].resampled(len(rows) + 1)
+    for axes, split in zip(panels, ("validation", "train"), strict=True):
+        for place, row in enumerate(rows):
+            curve, colour = row["curves"][split], shades(place)
+            axes.plot(row["alphas"], _percent(curve["mean"]), color=colour, linewidth=1.4, label=_spot_name(row))
+            axes.fill_between(row["alphas"], _percent(curve["low"]), _percent(curve["high"]), color=colour, alpha=0.15)
+        axes.set_xlabel("α: from one copy (0) to the other (1)")
+        axes.set_ylabel(f"{split} error, %")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.25)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.suptitle(f"{Path(record['run']).name}: mean over replicates, smallest to largest", fontsize=10)
+    return figure
+
+
+def barriers(record: Mapping[str, Any]) -> Figure:
+    """Instability analysis: the barrier with its interval, against density or, where steps differ, against the step."""
+    rows = record["rows"]
+    by_step = len({row["step"] for row in rows}) > 1
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    series: list[int | None] = [*dict.fromkeys(row["level"] for row in rows)] if by_step else [None]
+    for place, level in enumerate(series):
+        same = [row for row in rows if level in (None, row["level"])]
+        places = [100 * row["share"] if by_step else 100 * row["density"] for row in same]
+        for index, split in enumerate(("validation", "train")):
+            name = split if level is None else f"level {level}, {split}"
+            _with_bars(axes, places, [row["barrier"][split] for row in same], COLOURS[(2 * place + index) % 8], name)
+    axes.axhline(100 * record["threshold"], color="black", linewidth=0.8, linestyle="--", label="stable below")
+    axes.set_ylabel("barrier, points of error: mean and 95 % interval")
+    if by_step:
+        axes.set_xlabel(f"step at which copies begin, % of {record['steps']:,}")
+    else:
+        plain_log_axis(axes)
+        axes.invert_xaxis()
+        axes.set_xlabel("density, %")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    axes.set_title(Path(record["run"]).name, fontsize=10)
+    return figure
+
+
+def _with_bars(
+    axes: Axes, places: Sequence[float], found: Sequence[Mapping[str, Any]], colour: str, label: str
+) -> None:
+    halves = [0.0 if one["high"] is None else 100 * (one["high"] - one["mean"]) for one in found]
+    means = [100 * one["mean"] for one in found]
+    axes.errorbar(places, means, yerr=halves, color=colour, marker="o", markersize=4, capsize=2, label=label)
+
+
+def _spot_name(row: Mapping[str, Any]) -> str:
+    return f"level {row['level']} ({100 * row['density']:.3g} %), step {row['step']:,}"
+
+
+def _percent(errors: Sequence[float]) -> list[float]:
+    return [100 * error for error in errors]

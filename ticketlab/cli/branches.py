@@ -15,11 +15,18 @@ from ticketlab.errors import GateFailed, TicketlabError
 from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.report import Estimate
 from ticketlab.runs.store import Level, RunStore, find_run
+from ticketlab.steps import Duration, parse_duration
 from ticketlab.workflows.run import Event, Started
+from ticketlab.workflows.stability import Line
 from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.train_level import Progress as StepProgress
 from ticketlab.workflows.trunk import Branched
 from ticketlab.workflows.verify import failed
+
+STABILITY_COLUMNS = (
+    "level", "density\n%", "step", "% of\ntraining", "barrier, points\nvalidation", "\ntrain", "n", "",
+    "error of the ends, %\nvalidation", "\ntrain", "\ntest", "L2\ndistance",
+)  # fmt: skip
 
 
 def trunk(name: str | None, overrides: Sequence[str], runs: Path) -> RunStore | RecipeFile:
@@ -68,7 +75,7 @@ def follow(events: Iterable[Event | Branched | dict[str, Any]], quiet: bool) -> 
                     bars.move(branch or f"replicate {seen.replicate}, level {seen.level}", seen)
                 elif isinstance(seen, Notice) and not quiet:
                     note(f"{branch}: {seen.text}")
-                elif isinstance(seen, Level):
+                elif isinstance(seen, Level | Line):
                     name = branch or f"replicate {seen.replicate}, level {seen.level}"
                     bars.finish(name)
                     if not quiet:
@@ -101,9 +108,11 @@ class _Bars:
             self.progress.remove_task(self._tasks.pop(name))
 
 
-def _line(name: str, level: Level) -> str:
-    accuracy = f"test accuracy {100 * level.test_accuracy:.2f} % at step {level.early_stop_step}"
-    return f"{name}: {accuracy}, {level.seconds:.1f} s"
+def _line(name: str, seen: Level | Line) -> str:
+    if isinstance(seen, Line):
+        return f"{name}: barrier {100 * seen.barrier:.2f} points of validation error, distance {seen.distance:.3g}"
+    accuracy = f"test accuracy {100 * seen.test_accuracy:.2f} % at step {seen.early_stop_step}"
+    return f"{name}: {accuracy}, {seen.seconds:.1f} s"
 
 
 def controls(record: Mapping[str, Any], json: bool) -> None:
@@ -214,3 +223,60 @@ def supermasks(record: Mapping[str, Any], json: bool) -> None:
 def _from_to(densities: Sequence[float]) -> str:
     low, high = (f"{100 * end(densities):.2f}" for end in (min, max))
     return low if low == high else f"{low}–{high}"
+
+
+def stability(record: Mapping[str, Any], json: bool) -> None:
+    """Barriers by level or step."""
+    if json:
+        result(dict(record))
+        return
+    title = f"{record['run']}: error on the line between copies ± 95 % t interval; stable: less than 2 points"
+    table = new_table(title, STABILITY_COLUMNS)
+    for row in record["rows"]:
+        barrier, error = (
+            {split: Estimate(**found) for split, found in row[key].items()} for key in ("barrier", "error")
+        )
+        table.add_row(
+            str(row["level"]),
+            f"{100 * row['density']:.2f}",
+            str(row["step"]),
+            f"{100 * row['share']:.1f}",
+            with_interval(barrier["validation"], ".2f"),
+            with_interval(barrier["train"], ".2f"),
+            str(barrier["validation"].n),
+            row["verdict"] + ("?" if row["is_clear"] is False else ""),
+            *(f"{100 * error[split].mean:.2f}" for split in ("validation", "train", "test")),
+            f"{row['distance']['mean']:.3g}",
+        )
+    show(table)
+    if any(row["is_clear"] is False for row in record["rows"]):
+        note("?: the interval holds 2 points; more replicates would tell")
+    if record["search"]:
+        note(_smallest(record["search"], record["steps"]))
+    note(f"figures: {record['folder']}/line.png, barrier.png")
+
+
+def _smallest(search: Mapping[str, Any], steps: int) -> str:
+    """The end of a search, in a sentence."""
+    found, below, to_within = search["stable"], search["unstable"], f"to within {search['resolution']} steps"
+    if found is None:
+        return f"not stable at any step that was tried, the last of them {below} of {steps}"
+    if below is None:
+        return f"stable from step {found} on"
+    return f"smallest stable step: {found} of {steps} ({100 * found / steps:.1f} %), {to_within}"
+
+
+def times(option: str, text: str | None) -> tuple[Duration, ...]:
+    """Times with commas between; raises TicketlabError that shows both forms."""
+    try:
+        return tuple(parse_duration(part.strip()) for part in (text or "").split(",") if part.strip())
+    except ValueError as error:
+        raise TicketlabError(f"{option} {text}: {error}") from error
+
+
+def one_time(option: str, text: str | None) -> Duration | None:
+    """A single time, if there is one; raises TicketlabError for several."""
+    found = times(option, text)
+    if len(found) > 1:
+        raise TicketlabError(f"{option} {text}: one time, please")
+    return found[0] if found else None

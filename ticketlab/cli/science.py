@@ -140,3 +140,57 @@ def verify(
         machine = Machine(runs, places_of(data), device, workers, threads)
         events = verify_run(file, machine, should_stop, not measured)
         branches.claims(branches.follow(events, quiet), json)
+
+
+@app.command()
+def stability(
+    run: RunOrRecipe = None,
+    level: Annotated[
+        str | None,
+        typer.Option(help="Level, several with commas, or all [default: all; with --at or --bisect 0]."),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIMES",
+            help="Steps where copies begin, as 0it,500it [default: the rewind step].",
+            show_default=False,
+        ),
+    ] = None,
+    bisect: Annotated[bool, typer.Option("--bisect", help="Find the smallest step that is stable.")] = False,
+    resolution: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Of --bisect [default: a twentieth of the training].", show_default=False),
+    ] = None,
+    points: Annotated[int, typer.Option(min=3, help="Points of each line, both ends among them.")] = 30,
+    copies: Annotated[int, typer.Option(min=2, help="Copies of each network; a line joins each two.")] = 2,
+    overrides: Overrides = None,
+    runs: RunsRoot = Path("runs"),
+    data: DataRoot = None,
+    workers: Workers = None,
+    threads: Threads = 1,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train copies of a network apart and measure how the error rises between them: linear mode connectivity."""
+    with render.one_line_errors(verbose), render.stop_request() as should_stop:
+        from ticketlab.cli import branches
+        from ticketlab.workflows.run import Machine
+        from ticketlab.workflows.stability import Effort
+        from ticketlab.workflows.stability_search import Question, stability_of
+
+        levels = branches.levels(level)
+        if levels is None:
+            levels = [0] if at or bisect else []
+        question = Question(
+            tuple(levels),
+            branches.times("--at", at),
+            bisect,
+            branches.one_time("--resolution", resolution),
+            Effort(copies, points),
+        )
+        machine = Machine(runs, places_of(data), device, workers, threads)
+        trunk = branches.trunk(run, overrides or (), runs)
+        branches.stability(branches.follow(stability_of(trunk, question, machine, should_stop), quiet), json)

@@ -148,6 +148,24 @@ def write_curves(folder: Path, curves: Mapping[str, Mapping[int, float]], pictur
                 writer.add_scalar(name, value, step)
 
 
+def write_stability(folder: Path, record: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
+    """An instability analysis: barriers by level, or by step where steps differ; errors along each line; figures."""
+    rows = record["rows"]
+    by_step = len({row["step"] for row in rows}) > 1
+    with _fresh(folder) as writer:
+        for row in rows:
+            where = f"by_step_of_level_{row['level']}" if by_step else "by_level"
+            place = row["step"] if by_step else row["level"]
+            for split, found in row["barrier"].items():
+                writer.add_scalar(f"barrier_{where}/{split}", found["mean"], place)
+            writer.add_scalar(f"distance_{where}/l2", row["distance"]["mean"], place)
+            for split, curve in row["curves"].items():
+                for point, error in enumerate(curve["mean"]):
+                    writer.add_scalar(f"error_on_line/level_{row['level']}_at_{row['step']}_{split}", error, point)
+        for name, content in pictures.items():
+            writer.add_image(f"stability/{name}", _pixels(content), dataformats="HWC")
+
+
 def _pixels(png: bytes) -> NDArray[np.uint8]:
     """A PNG's pixels, (height, width, 3)."""
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

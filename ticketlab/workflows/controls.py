@@ -20,7 +20,15 @@ from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Event, Machine
 from ticketlab.workflows.tickets import replicate_seed, ticket_facts
 from ticketlab.workflows.train_level import LevelTask, Notice, Settings, train_level
-from ticketlab.workflows.trunk import Branch, Branched, finished_replicates, pruned, run_branches, run_plan
+from ticketlab.workflows.trunk import (
+    Branch,
+    Branched,
+    check_restarts,
+    finished_replicates,
+    pruned,
+    run_branches,
+    run_plan,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +79,7 @@ def control_run(
     for name in chosen:
         controls.find(name)
     plan = run_plan(store, machine.places)
-    _check(plan, store)
+    check_restarts(plan, store)
     if levels is None:
         levels = [winning_level(store)]
         why = "the sparsest ticket that is no worse than the dense network on validation data"
@@ -112,19 +120,6 @@ def _is_finished(store: RunStore, level: int, name: str, replicates: Sequence[in
 
 def _folder(level: int) -> str:
     return f"controls/level_{level}"
-
-
-def _check(plan: Plan, store: RunStore) -> None:
-    """Raise RunError for a run whose tickets restart from no initial weights, which controls would replace."""
-    recipe = plan.recipe
-    if store.kind != "prune":
-        raise RunError(f"{store.path}: was made by ticketlab {store.kind}; controls are of a pruning run's tickets")
-    if recipe.prunes_in_training:
-        raise RunError(f"{store.path}: method {recipe.method} goes on with its weights; no ticket restarts")
-    if plan.has_channels:
-        raise RunError(f"{store.path}: its tickets are smaller networks, not masks")
-    if recipe.pruning.after != "rewind":
-        raise RunError(f"{store.path}: its tickets restart after '{recipe.pruning.after}', not from rewound weights")
 
 
 def winning_level(store: RunStore) -> int:

@@ -31,11 +31,13 @@ class Branch:
     replicate: int
     level: int
     """Of the run, whose ticket the branch is about."""
+    title: str = ""
+    """What it is called; left out, as its folder."""
 
     @property
     def name(self) -> str:
         """What the user is told of it."""
-        return f"{Path(self.folder).name}, replicate {self.replicate}"
+        return f"{self.title or Path(self.folder).name}, replicate {self.replicate}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,19 @@ def pruned(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool]) 
         yield event
     assert store is not None
     return store
+
+
+def check_restarts(plan: Plan, store: RunStore) -> None:
+    """Raise RunError for a run whose tickets are not masks over rewound weights."""
+    recipe = plan.recipe
+    if store.kind != "prune":
+        raise RunError(f"{store.path}: was made by ticketlab {store.kind}; this is about a pruning run's tickets")
+    if recipe.prunes_in_training:
+        raise RunError(f"{store.path}: method {recipe.method} goes on with its weights; no ticket restarts")
+    if plan.has_channels:
+        raise RunError(f"{store.path}: its tickets are smaller networks, not masks")
+    if recipe.pruning.after != "rewind":
+        raise RunError(f"{store.path}: its tickets restart after '{recipe.pruning.after}', not from rewound weights")
 
 
 def finished_replicates(store: RunStore, level: int) -> list[int]:

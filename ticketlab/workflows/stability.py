@@ -1,0 +1,292 @@
+"""Instability analysis: copies of a network at step k are trained apart; does the error rise between their ends?
+
+    dense network    trained to step k; each copy goes on with its weights and with what the optimizer remembers
+    ticket           weights at step k ⊙ a mask found with rewinding to step k; the optimizer starts empty
+    both             every copy to the end of training, with an order of data and an augmentation of its own; then
+                     the error at points of the line between each two ends
+
+Source: Frankle, Dziugaite, Roy & Carbin 2020, "Linear mode connectivity and the lottery ticket hypothesis", sections 2
+to 4, algorithms 1 and 2. Differs from it in what decides: the error on validation examples, because the test set is for
+the ends of training alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketlab.data.batches import Examples, permutation
+from ticketlab.errors import Interrupted
+from ticketlab.pruning.connectivity import STABLE_BELOW, barrier, distance, interpolate, positions
+from ticketlab.report import Estimate, estimate
+from ticketlab.runs.store import RunStore
+from ticketlab.seeds import derive_seed
+from ticketlab.training.loop import evaluate
+from ticketlab.training.recalibrate import recalibrate_
+from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.run import Machine
+from ticketlab.workflows.tickets import dense_ticket, replicate_seed, ticket_weights
+from ticketlab.workflows.train_level import LevelTask, Notice, Progress, Settings, train_level
+from ticketlab.workflows.trunk import Branch, Branched, finished_replicates, run_branches
+
+TRAIN_SAMPLE = 10_000
+"""Training examples, at most, whose error is read on the line, and which batch norms are given their statistics by."""
+SPLITS = ("validation", "train")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How closely a network is looked at."""
+
+    copies: int = 2
+    points: int = 30
+    """Points of each line, both ends among them; the paper's 30."""
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Copies that are joined by a line, counted from 1."""
+        return list(itertools.combinations(range(1, self.copies + 1), 2))
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A level of a run at a step of its training, where copies begin."""
+
+    store: RunStore
+    level: int
+    step: int
+
+    @property
+    def folder(self) -> str:
+        """In the run."""
+        return f"stability/level_{self.level}/at_{self.step}"
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return f"level {self.level} at step {self.step}"
+
+    @property
+    def part(self) -> RunStore:
+        """Where its copies are kept."""
+        return self.store.part(self.folder)
+
+    def copy(self, number: int) -> RunStore:
+        """The store of one copy."""
+        return self.part.part(f"copy_{number}")
+
+
+@dataclass(frozen=True)
+class Line:
+    """The error between the ends of two copies is known."""
+
+    replicate: int
+    level: int
+    barrier: float
+    """On validation examples, a fraction of 1."""
+    distance: float
+
+
+def analyse(
+    spots: Sequence[Spot], effort: Effort, machine: Machine, should_stop: Callable[[], bool]
+) -> Iterator[Branched | Notice]:
+    """Train the copies of some spots of one run and walk the lines between them, as far as that is not done yet."""
+    store = spots[0].store
+    with store.lock():
+        copies = [
+            Branch(f"{spot.folder}/copy_{number}", replicate, spot.level, f"{spot.title}, copy {number}")
+            for spot, replicate in _replicated(spots)
+            for number in range(1, effort.copies + 1)
+            if not spot.copy(number).has_level(replicate, spot.level)
+        ]
+        waiting = {(branch.folder.rpartition("/")[0], branch.replicate) for branch in copies}
+        trunks = [
+            Branch(f"{spot.folder}/trunk", replicate, 0, f"dense network to step {spot.step}")
+            for spot, replicate in _replicated(spots)
+            if spot.level == 0 and spot.step and (spot.folder, replicate) in waiting
+        ]
+        lines = [
+            Branch(spot.folder, replicate, spot.level, f"{spot.title}, line")
+            for spot, replicate in _replicated(spots)
+            if not _is_walked(spot.part, replicate, effort)
+        ]
+        yield from run_branches(store, trunks, train_trunk, machine, should_stop)
+        yield from run_branches(store, copies, train_copy, machine, should_stop)
+        yield from run_branches(store, lines, partial(walk_lines, effort=effort), machine, should_stop)
+
+
+def _replicated(spots: Sequence[Spot]) -> list[tuple[Spot, int]]:
+    return [(spot, replicate) for spot in spots for replicate in finished_replicates(spot.store, spot.level)]
+
+
+def train_trunk(plan: Plan, store: RunStore, branch: Branch, settings: Settings) -> Iterator[object]:
+    """The run's dense network once more, up to the step in the folder's name, with what the optimizer remembers there.
+
+    The same seeds give the same weights as in the run.
+    """
+    part = store.part(branch.folder)
+    if part.has_level(branch.replicate, 0):
+        return
+    ticket = dense_ticket(plan, branch.replicate)
+    task = LevelTask(
+        replicate=branch.replicate,
+        seed=replicate_seed(plan, branch.replicate),
+        level=0,
+        mask=ticket.mask,
+        weights=ticket_weights(plan, ticket),
+        start=0,
+        stop=_step(branch),
+    )
+    yield from train_level(_without_rewind_point(plan), part, task, settings)
+
+
+def train_copy(plan: Plan, store: RunStore, branch: Branch, settings: Settings) -> Iterator[object]:
+    """One copy to the end of training; the same number means the same noise at every level and step."""
+    part = store.part(branch.folder)
+    if part.has_level(branch.replicate, branch.level):
+        return
+    task = copy_task(plan, store, branch)
+    yield from train_level(_without_rewind_point(plan), part, task, settings)
+
+
+def copy_task(plan: Plan, store: RunStore, branch: Branch) -> LevelTask:
+    """What a copy starts from: the same for each but the seed."""
+    replicate, step = branch.replicate, _step(branch)
+    number = int(branch.folder.rpartition("_")[2])
+    ticket = store.read_ticket(replicate, branch.level)
+    assert ticket is not None, "a finished level has its ticket"
+    weights, optimizer = ticket_weights(plan, ticket), None
+    if branch.level == 0 and step:
+        trunk = store.part(f"{branch.folder.rpartition('/')[0]}/trunk")
+        weights, optimizer = trunk.read_weights(replicate, 0, "final"), trunk.read_optimizer(replicate, 0)
+    return LevelTask(
+        replicate=replicate,
+        seed=derive_seed(replicate_seed(plan, replicate), "copy", number),
+        level=branch.level,
+        mask=ticket.mask,
+        weights=weights,
+        start=step,
+        stop=plan.steps,
+        optimizer=optimizer,
+    )
+
+
+def _step(branch: Branch) -> int:
+    return int(branch.folder.split("/")[2].removeprefix("at_"))
+
+
+def _without_rewind_point(plan: Plan) -> Plan:
+    """Nothing is rewound to weights on the way of a copy, so none are kept."""
+    return replace(plan, rewind=plan.steps + 1)
+
+
+def train_sample(plan: Plan) -> Examples:
+    """Training examples for errors on the line and for batch norms: the same for every network of a recipe."""
+    train = plan.splits.train
+    order = permutation(len(train), derive_seed(plan.recipe.data.split_seed, "stability"))
+    return train.some(order[:TRAIN_SAMPLE].sort().values)
+
+
+def walk_lines(
+    plan: Plan, store: RunStore, branch: Branch, settings: Settings, *, effort: Effort
+) -> Iterator[Progress | Line]:
+    """The errors between each two copies of a replicate; each point is kept as soon as it is known."""
+    part, device = store.part(branch.folder), settings.device
+    model = plan.build(0).to(device)
+    trained = [name for name, _ in model.named_parameters()]
+    splits = {"validation": plan.splits.validation.to(device), "train": train_sample(plan).to(device)}
+    for pair in effort.pairs():
+        name = _line_name(branch.replicate, pair, effort)
+        one, other = (part.part(f"copy_{n}").read_weights(branch.replicate, branch.level, "final") for n in pair)
+        line = part.read_result(name) if part.has_result(name) else _new_line(effort, distance(one, other, trained))
+        for alpha in line["alphas"][len(line["train"]) :]:
+            if settings.should_stop():
+                raise Interrupted("stopped between two copies; the points so far are saved")
+            errors = errors_of(model, interpolate(one, other, alpha), splits)
+            line = {**line, **{split: [*line[split], errors[split]] for split in SPLITS}}
+            part.write_result(name, line)
+            done = len(line["train"])
+            yield Progress(branch.replicate, branch.level, 0, done, effort.points, 1 - errors["validation"])
+        yield Line(branch.replicate, branch.level, barrier(line["validation"]), line["distance"])
+
+
+def _new_line(effort: Effort, apart: float) -> dict[str, Any]:
+    return {"alphas": positions(effort.points), "distance": apart, **{split: [] for split in SPLITS}}
+
+
+def errors_of(model: nn.Module, weights: dict[str, Tensor], splits: dict[str, Examples]) -> dict[str, float]:
+    """Error on each split with these weights, batch norms given the statistics of the training sample."""
+    model.load_state_dict(weights)
+    recalibrate_(model, splits["train"])
+    return {name: 1 - evaluate(model, examples)[1] for name, examples in splits.items()}
+
+
+def _line_name(replicate: int, pair: tuple[int, int], effort: Effort) -> str:
+    return f"replicate_{replicate}/line_{pair[0]}_{pair[1]}_of_{effort.points}.json"
+
+
+def _is_walked(part: RunStore, replicate: int, effort: Effort) -> bool:
+    names = [_line_name(replicate, pair, effort) for pair in effort.pairs()]
+    return all(part.has_result(name) and len(part.read_result(name)["train"]) == effort.points for name in names)
+
+
+def verdict(found: Estimate) -> str:
+    """`stable` where the mean barrier is below two points, else `unstable`."""
+    return "stable" if found.mean < STABLE_BELOW else "unstable"
+
+
+def is_clear(found: Estimate) -> bool | None:
+    """Whether the interval leaves the verdict no doubt; None where there is no interval."""
+    if found.low is None or found.high is None:
+        return None
+    return found.high < STABLE_BELOW or found.low >= STABLE_BELOW
+
+
+def spot_row(spot: Spot, effort: Effort, steps: int) -> dict[str, Any]:
+    """What was found at a spot; a replicate's figures are means over its pairs of copies, `n` counts replicates.
+
+    Args:
+        steps: Of the whole training.
+    """
+    replicates = finished_replicates(spot.store, spot.level)
+    lines = [
+        [spot.part.read_result(_line_name(number, pair, effort)) for pair in effort.pairs()] for number in replicates
+    ]
+    tests = [
+        statistics.fmean(
+            1 - spot.copy(number).read_level(replicate, spot.level).final_test_accuracy
+            for number in range(1, effort.copies + 1)
+        )
+        for replicate in replicates
+    ]
+    barriers = {split: [statistics.fmean(barrier(line[split]) for line in own) for own in lines] for split in SPLITS}
+    ends = {split: [statistics.fmean((line[split][0] + line[split][-1]) / 2 for line in own) for own in lines]
+            for split in SPLITS} | {"test": tests}  # fmt: skip
+    decisive = estimate(barriers["validation"])
+    return {
+        "run": spot.store.name,
+        "level": spot.level,
+        "density": spot.store.read_level(replicates[0], spot.level).density,
+        "step": spot.step,
+        "share": spot.step / steps,
+        "replicates": replicates,
+        "verdict": verdict(decisive),
+        "is_clear": is_clear(decisive),
+        "barrier": {split: asdict(estimate(found)) for split, found in barriers.items()},
+        "error": {split: asdict(estimate(found)) for split, found in ends.items()},
+        "distance": asdict(estimate([statistics.fmean(line["distance"] for line in own) for own in lines])),
+        "alphas": positions(effort.points),
+        "curves": {split: _curve(lines, split) for split in SPLITS},
+    }
+
+
+def _curve(lines: Sequence[Sequence[dict[str, Any]]], split: str) -> dict[str, list[float]]:
+    """Error at each point: mean, smallest and largest over replicates."""
+    each = torch.tensor([[line[split] for line in own] for own in lines], dtype=torch.float64).mean(dim=1)
+    return {"mean": each.mean(dim=0).tolist(), "low": each.amin(dim=0).tolist(), "high": each.amax(dim=0).tolist()}
