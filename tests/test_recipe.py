@@ -58,7 +58,7 @@ def test_every_other_field_changes_the_hash(write_recipe):
         "model.name=lenet_5",
         "model.options={a: 1}", "pruning.criterion=random", "pruning.scope=global", "pruning.rate=0.3",
         "pruning.output_rate=0.1", "pruning.rates={conv*: 0.1}", "pruning.ignore=[fc1]", "pruning.rewind=1it",
-        "pruning.after=reinit", "method=oneshot",
+        "pruning.after=reinit", "method=oneshot", "ticket=run-123abc@1", "ticket=run-123abc@2",
     ]  # fmt: skip
     hashes = {recipe_hash(read_recipe(path, [change]).recipe) for change in changes}
     assert len(hashes | {"9642ed"}) == len(changes) + 1

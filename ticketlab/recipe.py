@@ -277,10 +277,13 @@ class FederateSection(Section):
 class Recipe(Section):
     """One experiment."""
 
-    method: Literal["imp", "oneshot", "early_bird", "sign_flip", "gradual"] = "imp"
+    method: Literal["imp", "oneshot", "early_bird", "sign_flip", "gradual", "transfer"] = "imp"
     """imp: iterative pruning, level by level; oneshot: every level prunes the dense network at once; early_bird:
     tickets are drawn while the dense network trains, as soon as their masks stop moving; sign_flip: one training, in
-    which weights go that change sign often; gradual: the same by any other criterion."""
+    which weights go that change sign often; gradual: the same by any other criterion; transfer: the ticket of another
+    run, trained as this recipe says."""
+    ticket: str | None = None
+    """method: transfer. The ticket, as RUN@level; RUN is a run's name, its path or a unique prefix."""
     model: ModelSection
     data: DataSection
     train: TrainSection

@@ -15,19 +15,20 @@ from ticketlab.data.batches import Splits, split, steps_per_epoch
 from ticketlab.data.dataset import Dataset
 from ticketlab.data.files import Places
 from ticketlab.data.sources import datasets, load_with_stand_in
-from ticketlab.errors import FusionError, MissingData, PluginError, PruningError, TicketlabError
+from ticketlab.errors import FusionError, PluginError, PruningError, TicketlabError
 from ticketlab.fusion.paths import Paths
 from ticketlab.models.build import find_builder
 from ticketlab.models.compact import NORMS
 from ticketlab.pruning.allocate import Pool, keep_at, keep_count, keep_cubic, make_pools
 from ticketlab.pruning.criteria import Evidence, criteria
-from ticketlab.pruning.masks import full_mask
+from ticketlab.pruning.masks import Mask, full_mask
 from ticketlab.recipe import Recipe, recipe_hash
 from ticketlab.recipe_file import Problem, RecipeFile
 from ticketlab.registry import check_options, did_you_mean, file_digest, load_file
 from ticketlab.workflows.build import build_model, check_model
 from ticketlab.workflows.schedule import Schedule, check_counting, check_schedule, make_schedule
 from ticketlab.workflows.targets import EarlyBird, check_method, check_search, make_search
+from ticketlab.workflows.ticket_source import check_ticket
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Plan:
     """When the one training of all levels is pruned; None where each level is a training of its own."""
     half_life: int | None = None
     """Steps after which a sign flip counts half."""
+    given: Mask | None = None
+    """Of a transfer, the first replicate's mask; None until its source is looked up."""
 
     @property
     def recipe(self) -> Recipe:
@@ -84,6 +87,8 @@ class Plan:
     @property
     def levels(self) -> int:
         """Levels after the dense level 0."""
+        if self.recipe.method == "transfer":
+            return 1
         return len(self.early_bird.targets) if self.early_bird else self.recipe.pruning.levels
 
     @property
@@ -98,6 +103,9 @@ class Plan:
 
     def keeps(self, level: int) -> list[int]:
         """Weights (or channels) that each pool keeps at a level."""
+        if level and self.recipe.method == "transfer":
+            assert self.given is not None, "the source is looked up before its ticket is counted"
+            return [sum(int(self.given[name].sum()) for name in pool.layers) for pool in self.pools]
         if level and self.early_bird:
             return self.keeps_at(self.early_bird.targets[level - 1].density)
         if self.schedule and self.recipe.schedule.shape == "cubic":
@@ -154,7 +162,7 @@ def check_recipe(file: RecipeFile) -> None:
     for key, data in (("name", recipe.data.name), ("offline", recipe.data.offline)):
         if data is not None:
             problems += _check(("data", key), partial(datasets.find, data), {})
-    problems += check_method(recipe) + check_counting(recipe)
+    problems += check_method(recipe) + check_counting(recipe) + check_ticket(recipe)
     if problems:
         raise file.error(problems)
 
@@ -296,6 +304,8 @@ def _check_times(recipe: Recipe, per_epoch: int) -> list[Problem]:
 def _pools(recipe: Recipe, sizes: Mapping[str, int]) -> list[Pool]:
     section = recipe.pruning
     pools = make_pools(sizes, section.scope, section.rate, section.output_rate, section.rates, section.ignore)
+    if recipe.method == "transfer":
+        return pools
     if recipe.method == "early_bird":
         densities, rate = sorted(recipe.early_bird.densities, reverse=True), recipe.pruning.rate
         each = [[keep_at(pool, sizes, density, rate) for pool in pools] for density in densities]
@@ -311,13 +321,3 @@ def _pools(recipe: Recipe, sizes: Mapping[str, int]) -> list[Pool]:
     if keeps == [keep_count(pool, sizes, 0) for pool in pools]:
         raise PruningError("nothing would ever be removed; raise the rate, lower the densities or ignore fewer layers")
     return pools
-
-
-def check_all(file: RecipeFile, places: Places) -> str | None:
-    """Check a recipe as far as the data on this machine allows; returns why not further, else None."""
-    check_recipe(file)
-    try:
-        make_plan(*load_data(file, places))
-    except MissingData as error:
-        return str(error)
-    return None

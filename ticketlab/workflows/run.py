@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from ticketlab.data.files import Places
-from ticketlab.errors import FailedRun, Interrupted, TicketlabError
+from ticketlab.errors import FailedRun, Interrupted, MissingData, MissingRun, TicketlabError
 from ticketlab.recipe_file import RecipeFile, recipe_yaml
 from ticketlab.report import run_levels, summarise
 from ticketlab.runs.manifest import check_same, environment, now
@@ -23,9 +23,11 @@ from ticketlab.runs.store import RunStore
 from ticketlab.runs.ticket import digest
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.early_bird import early_bird_replicate
-from ticketlab.workflows.plan import Plan, load_data, make_plan, user_files
+from ticketlab.workflows.plan import Plan, check_recipe, load_data, make_plan, user_files
 from ticketlab.workflows.prune import prune_replicate
+from ticketlab.workflows.ticket_source import TicketSource, find_source
 from ticketlab.workflows.train_level import Notice, Seen, Settings
+from ticketlab.workflows.transfer import transfer_plan, transfer_replicate
 from ticketlab.workflows.workers import Died, run_jobs
 
 
@@ -63,6 +65,7 @@ METHODS = {
     "sign_flip": prune_replicate,
     "gradual": prune_replicate,
     "early_bird": early_bird_replicate,
+    "transfer": transfer_replicate,
 }
 """Method of a recipe → what one replicate does."""
 
@@ -73,7 +76,7 @@ def prune_run(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool
     What is finished already is read, not computed. Raises Interrupted after saving when asked to stop.
     """
     device = choose_device(machine.device)
-    plan = plan_on(file, machine.places)
+    plan, source = plan_on(file, machine)
     if plan.data.stand_in_for is not None:
         yield Notice(stand_in_notice(plan))
     store = RunStore(machine.runs / plan.name)
@@ -81,7 +84,7 @@ def prune_run(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool
     workers = machine.workers_for(len(replicates), device)
     with store.lock():
         with told(store):
-            warnings = open_run(store, plan, device, machine.threads)
+            warnings = open_run(store, plan, device, machine.threads, source)
         yield from (Notice(text) for text in warnings)
         yield Started(store, plan, str(device), workers)
         with outcome(store):
@@ -93,9 +96,32 @@ def prune_run(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool
             _write_summary(store, plan)
 
 
-def plan_on(file: RecipeFile, places: Places) -> Plan:
-    """The plan of a recipe with the data found in these places."""
-    return make_plan(*load_data(file, places))
+def plan_on(file: RecipeFile, machine: Machine) -> tuple[Plan, TicketSource | None]:
+    """The plan of a recipe with the data and, of a transfer, the source run found on this machine."""
+    check_recipe(file)
+    if file.recipe.method != "transfer":
+        return make_plan(*load_data(file, machine.places)), None
+    file, source = find_source(file, machine.runs)
+    return transfer_plan(make_plan(*load_data(file, machine.places)), source), source
+
+
+def check_all(file: RecipeFile, machine: Machine) -> list[str]:
+    """Check a recipe as far as this machine allows; returns what could not be checked, and why."""
+    check_recipe(file)
+    unchecked: list[str] = []
+    source: TicketSource | None = None
+    if file.recipe.method == "transfer":
+        try:
+            file, source = find_source(file, machine.runs)
+        except MissingRun as error:
+            unchecked.append(f"ticket not checked: {error}")
+    try:
+        plan = make_plan(*load_data(file, machine.places))
+    except MissingData as error:
+        return [*unchecked, f"shapes and times not checked: {error}"]
+    if source is not None:
+        transfer_plan(plan, source)
+    return unchecked
 
 
 def stand_in_notice(plan: Plan) -> str:
@@ -130,7 +156,7 @@ def _replicate(
     store = RunStore(run)
     settings = Settings(torch.device(device), machine.checkpoint_seconds, should_stop)
     with store.lock_replicate(replicate), told(store):
-        plan = plan_on(file, machine.places)
+        plan = make_plan(*load_data(file, machine.places))
         yield from METHODS[plan.recipe.method](plan, store, replicate, settings)
 
 
@@ -139,7 +165,9 @@ def death_notice(death: Died) -> Notice:
     return Notice(f"the process of {death.name} {death.how}; it resumes")
 
 
-def open_run(store: RunStore, plan: Plan, device: torch.device, threads: int) -> list[str]:
+def open_run(
+    store: RunStore, plan: Plan, device: torch.device, threads: int, source: TicketSource | None = None
+) -> list[str]:
     """Write recipe and manifest of a new run, or check that this one can be taken up; returns warnings."""
     before = store.read_manifest()
     data = plan.data
@@ -156,6 +184,7 @@ def open_run(store: RunStore, plan: Plan, device: torch.device, threads: int) ->
         "device": str(device),
         "threads": threads,
         "init_digest": digest(plan.build(derive_seed(plan.recipe.seed, "init")).state_dict()),
+        **(_source_facts(source) if source else {}),
         **environment(),
     }
     warnings = check_same(before, facts, store.path)
@@ -165,6 +194,13 @@ def open_run(store: RunStore, plan: Plan, device: torch.device, threads: int) ->
     store.write_recipe(recipe_yaml(plan.recipe))
     store.write_manifest({**facts, "seeds": seeds, **times})
     return warnings
+
+
+def _source_facts(source: TicketSource) -> dict[str, Any]:
+    """Where a transfer's tickets come from; workers read them there."""
+    facts = source.facts(1)
+    told = {name: facts[name] for name in ("run", "level", "data", "criterion")}
+    return {"source": {**told, "path": str(source.store.path.resolve())}, "ticket_digest": facts["digest"]}
 
 
 @contextmanager
