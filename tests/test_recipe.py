@@ -53,7 +53,8 @@ def test_every_other_field_changes_the_hash(write_recipe):
     path = write_recipe(PINNED)
     changes = [
         "seed=1", "train.steps=4001it", "train.batch_size=61", "train.lr=1e-3", "train.optimizer=adamw",
-        "train.weight_decay=1e-4", "train.warmup=1it", "train.milestones=[1ep]", "train.evaluate_every=50it",
+        "train.weight_decay=1e-4", "train.precision=bf16",
+        "train.channels_last=true", "train.warmup=1it", "train.milestones=[1ep]", "train.evaluate_every=50it",
         "data.name=digits", "data.validation=1", "data.examples=100", "data.split_seed=1", "data.augment=true",
         "model.name=lenet_5",
         "model.options={a: 1}", "pruning.criterion=random", "pruning.scope=global", "pruning.rate=0.3",

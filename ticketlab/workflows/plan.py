@@ -251,6 +251,8 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
         judged = sizes = check_model(model, data.dataset)
         if train.slimming and not any(isinstance(layer, NORMS) and layer.affine for layer in model.modules()):
             problems.append((("train", "slimming"), "the model has no batch norm whose scales it could pull to zero"))
+        if train.channels_last and not any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
+            problems.append((("train", "channels_last"), "the model has no convolution that it would speed up"))
         if recipe.pruning.reclaim:
             Paths(model, data.dataset.input_shape).reach(full_mask(model))
         if recipe.method == "early_bird" and not problems:
