@@ -53,12 +53,13 @@ def test_every_other_field_changes_the_hash(write_recipe):
     path = write_recipe(PINNED)
     changes = [
         "seed=1", "train.steps=4001it", "train.batch_size=61", "train.lr=1e-3", "train.optimizer=adamw",
-        "train.weight_decay=1e-4", "train.warmup=1it", "train.milestones=[1ep]", "train.evaluate_every=50it",
+        "train.weight_decay=1e-4", "train.precision=bf16",
+        "train.channels_last=true", "train.warmup=1it", "train.milestones=[1ep]", "train.evaluate_every=50it",
         "data.name=digits", "data.validation=1", "data.examples=100", "data.split_seed=1", "data.augment=true",
         "model.name=lenet_5",
         "model.options={a: 1}", "pruning.criterion=random", "pruning.scope=global", "pruning.rate=0.3",
         "pruning.output_rate=0.1", "pruning.rates={conv*: 0.1}", "pruning.ignore=[fc1]", "pruning.rewind=1it",
-        "pruning.after=reinit", "method=oneshot",
+        "pruning.after=reinit", "method=oneshot", "ticket=run-123abc@1", "ticket=run-123abc@2",
     ]  # fmt: skip
     hashes = {recipe_hash(read_recipe(path, [change]).recipe) for change in changes}
     assert len(hashes | {"9642ed"}) == len(changes) + 1

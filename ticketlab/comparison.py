@@ -136,7 +136,7 @@ def run_networks(store: RunStore) -> list[Network]:
         Network(
             run=store.name,
             data=f"{manifest['data']}{stand_in}, {recipe.model.name}",
-            settings=_settings(recipe) | trained.settings,
+            settings=_settings(recipe) | trained.settings | _found_by(manifest),
             changed=changed,
             density=trained.level.density,
             seed=trained.level.seed,
@@ -183,15 +183,33 @@ def _by_level(store: RunStore, recipe: Recipe) -> list[_Trained]:
     for level in levels:
         if recipe.prunes_in_training and level.level < recipe.pruning.levels:
             continue  # on the way to the network
-        behind = [
-            other
-            for other in levels
-            if other.replicate == level.replicate
-            and (other.level in (0, level.level) if recipe.method == "oneshot" else other.level <= level.level)
-        ]
-        flops, left = _sum(other.flops for other in behind), _sum(other.remaining_flops for other in behind)
-        found.append(_Trained(level, flops, left, sum(other.seconds for other in behind)))
+        behind = [other for other in levels if other.replicate == level.replicate and _is_behind(other, level, recipe)]
+        search = _search(store, level, recipe)
+        flops = _sum([search["flops"], *(other.flops for other in behind)])
+        left = _sum([search["remaining_flops"], *(other.remaining_flops for other in behind)])
+        found.append(_Trained(level, flops, left, search["seconds"] + sum(other.seconds for other in behind)))
     return found
+
+
+def _is_behind(other: Level, level: Level, recipe: Recipe) -> bool:
+    """Whether the network of a level took the training of another."""
+    if recipe.method == "transfer":
+        return other.level == level.level
+    return other.level in (0, level.level) if recipe.method == "oneshot" else other.level <= level.level
+
+
+def _search(store: RunStore, level: Level, recipe: Recipe) -> dict[str, Any]:
+    """What another run spent on finding a transferred ticket; nothing for all else."""
+    if recipe.method != "transfer" or level.level == 0:
+        return dict.fromkeys(("flops", "remaining_flops", "seconds"), 0.0)
+    ticket = store.read_ticket(level.replicate, level.level)
+    assert ticket is not None, "a finished level has its ticket"
+    return dict(ticket.facts["source"]["search"])
+
+
+def _found_by(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The criterion behind a transferred ticket, which its recipe does not name."""
+    return {"pruning.criterion": manifest["source"]["criterion"]} if "source" in manifest else {}
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
@@ -312,7 +330,7 @@ def _usual_baseline(named: Sequence[tuple[str, Network]], cells: Collection[tupl
 
     def rank(name: str) -> tuple[bool, int, int]:
         settings = known[name].settings
-        extras = ("train.gradient_noise", "pruning.reclaim", "sign_flips.at_once")
+        extras = ("train.gradient_noise", "pruning.reclaim", "sign_flips.at_once", "ticket")
         shared = sum(density in densities[name] for other, density in cells if other != name)
         return any(settings.get(extra) for extra in extras), -shared, known[name].changed
 

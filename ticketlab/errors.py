@@ -43,6 +43,10 @@ class RunError(TicketlabError):
     """A run directory cannot be used as it is."""
 
 
+class MissingRun(RecipeError):
+    """A recipe names a run that has not been made yet."""
+
+
 class FailedRun(TicketlabError):
     """A run started and could not go on: the machine, or training itself."""
 

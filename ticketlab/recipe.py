@@ -88,6 +88,11 @@ class TrainSection(Section):
     """λ of Gaussian noise on every gradient of a deviation of λ · ‖gradient‖ / √(weights of the tensor) (FlipOut)."""
     slimming: Annotated[float, Field(ge=0)] = 0.0
     """L1 penalty on batch-norm scales (network slimming): s · sign(γ) is added to their gradients."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: forward passes of training in bfloat16 over float32 weights; about twice as fast for convolutions on
+    processors with bfloat16 units, slower on others. Accuracies are always measured in float32."""
+    channels_last: bool = False
+    """Images and activations of training laid out pixel by pixel, which convolutions compute faster."""
 
     def model_post_init(self, _: Any, /) -> None:
         """Refuse settings that the chosen optimizer would ignore."""
@@ -331,10 +336,13 @@ class ClaimSection(Section):
 class Recipe(Section):
     """One experiment."""
 
-    method: Literal["imp", "oneshot", "early_bird", "sign_flip", "gradual"] = "imp"
+    method: Literal["imp", "oneshot", "early_bird", "sign_flip", "gradual", "transfer"] = "imp"
     """imp: iterative pruning, level by level; oneshot: every level prunes the dense network at once; early_bird:
     tickets are drawn while the dense network trains, as soon as their masks stop moving; sign_flip: one training, in
-    which weights go that change sign often; gradual: the same by any other criterion."""
+    which weights go that change sign often; gradual: the same by any other criterion; transfer: the ticket of another
+    run, trained as this recipe says."""
+    ticket: str | None = None
+    """method: transfer. The ticket, as RUN@level; RUN is a run's name, its path or a unique prefix."""
     model: ModelSection
     data: DataSection
     train: TrainSection

@@ -79,6 +79,13 @@ def test_runs_are_found_by_name_prefix_and_path(runs):
         find_run(runs, "konv-cccccc")
 
 
+def test_a_recipes_name_means_its_run_though_others_begin_so(runs):
+    RunStore(runs / "conv_paper-dddddd").write_manifest({})
+    assert find_run(runs, "conv").name == "conv-cccccc"
+    with pytest.raises(RunError, match="fits several runs: conv-cccccc, conv_paper-dddddd"):
+        find_run(runs, "con")
+
+
 def test_the_newest_run_is_taken_without_a_name(runs, tmp_path):
     RunStore(runs / "lenet-aaaaaa").set_state("interrupted")
     assert find_run(runs, None).name == list_runs(runs)[-1].name == "lenet-aaaaaa"

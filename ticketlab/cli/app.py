@@ -116,7 +116,7 @@ def prune(
                 return
             budgeting.told_aside(chosen, recipe, overrides or ())
         if dry_run:
-            plan = plan_on(file, machine.places)
+            plan = plan_on(file, machine)
             if plan.data.stand_in_for is not None:
                 render.note(stand_in_notice(plan))
             render.plan(plan, runs, json)
@@ -378,16 +378,23 @@ def recipes_show(recipe: RecipePath, overrides: Overrides = None, json: Json = F
 
 
 @recipes_app.command("check")
-def recipes_check(recipe: RecipePath, overrides: Overrides = None, data: DataRoot = None, json: Json = False) -> None:
+def recipes_check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    runs: RunsRoot = Path("runs"),
+    data: DataRoot = None,
+    json: Json = False,
+) -> None:
     """Check all that can be wrong before training; downloads nothing."""
     with render.one_line_errors():
         from ticketlab.recipe_file import read_recipe
         from ticketlab.workflows.check import check_all
+        from ticketlab.workflows.run import Machine
 
         with render.problems_as_json(recipe, json):
             file = read_recipe(recipe, overrides or ())
-            without = check_all(file, places_of(data, may_download=False))
-        render.checked(recipe, without, json)
+            unchecked = check_all(file, Machine(runs, places_of(data, may_download=False)))
+        render.checked(recipe, unchecked, json)
 
 
 @recipes_app.command("schema")

@@ -397,12 +397,12 @@ def problems_as_json(recipe: Path, json: bool) -> Iterator[None]:
         raise
 
 
-def checked(recipe: Path, without_data: str | None, json: bool) -> None:
+def checked(recipe: Path, unchecked: Sequence[str], json: bool) -> None:
     """A recipe that passed."""
     if json:
-        result({"recipe": str(recipe), "valid": True, "unchecked": without_data})
+        result({"recipe": str(recipe), "valid": True, "unchecked": "; ".join(unchecked) or None})
     else:
-        result(f"{recipe}: valid" + (f" (shapes and times not checked: {without_data})" if without_data else ""))
+        result(f"{recipe}: valid" + (f" ({'; '.join(unchecked)})" if unchecked else ""))
 
 
 def runs(stores: Sequence[RunStore], json: bool) -> None:

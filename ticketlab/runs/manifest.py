@@ -22,6 +22,7 @@ FIXED = {
     "device": "was trained on another device",
     "threads": "was trained with another number of threads",
     "data_checksum": "was trained on other data",
+    "ticket_digest": "starts from another ticket",
     "init_digest": "starts from other weights here (another version of torch?)",
 }
 """Facts that must not change within a run, because results would not be comparable bit for bit."""

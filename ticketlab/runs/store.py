@@ -12,7 +12,7 @@ A level is finished when its `metrics.json` exists: it is written last.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -367,21 +367,32 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
         if not runs:
             raise RunError(f"no runs in {root}; make one with: ticketlab prune recipes/lenet_mnist.yaml")
         return runs[-1]
-    if (Path(name) / MANIFEST).is_file():
+    if is_path_of_run(name):
         return RunStore(Path(name))
-    exact = [run for run in runs if run.name == name]
-    matching = exact or [run for run in runs if run.name.startswith(name)]
-    if len(matching) == 1:
-        return matching[0]
-    if matching:
-        raise RunError(f"'{name}' fits several runs: {', '.join(run.name for run in matching)}")
+    found = matching(runs, name)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise RunError(f"'{name}' fits several runs: {', '.join(run.name for run in found)}")
     known = [run.name for run in runs]
     raise RunError(f"no run '{name}' in {root}" + (did_you_mean(name, known) if known else ""))
 
 
+def is_path_of_run(name: str) -> bool:
+    """Whether a name is the path of a run's folder."""
+    return (Path(name) / MANIFEST).is_file()
+
+
+def matching(runs: Sequence[RunStore], name: str) -> list[RunStore]:
+    """The run of that name, else the runs of the recipe of that name, else those whose name begins so."""
+    exact = [run for run in runs if run.name == name]
+    of_recipe = [run for run in runs if run.name.rpartition("-")[0] == name]
+    return exact or of_recipe or [run for run in runs if run.name.startswith(name)]
+
+
 def find_runs(root: Path, name: str, kind: str) -> list[RunStore]:
     """All runs of a kind that a path, a name or a prefix fits; raises RunError that suggests the nearest name."""
-    if (Path(name) / MANIFEST).is_file():
+    if is_path_of_run(name):
         run = RunStore(Path(name))
         if run.kind != kind:
             raise RunError(f"{name} was made by ticketlab {run.kind}, not by ticketlab {kind}")

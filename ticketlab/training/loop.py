@@ -29,7 +29,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Adjust:
-    """What is done to gradients beside masking them."""
+    """How a step is computed, and what is done to gradients beside masking them."""
 
     slimming: float = 0.0
     """Strength s of an L1 penalty on batch-norm scales γ: s · sign(γ) is added (Liu et al. 2017, equation 1)."""
@@ -43,6 +43,10 @@ class Adjust:
     """Parameters with the values that they are pulled to: `pull` times the difference is added."""
     pull: float = 0.0
     """μ of the proximal term (Li et al. 2020, equation 2)."""
+    bfloat16: bool = False
+    """Forward pass in bfloat16 where that loses little (autocast); weights, gradients and optimizer stay float32."""
+    channels_last: bool = False
+    """Images, and with them activations, are laid out pixel by pixel; weights keep their layout."""
 
 
 class Steps(Protocol):
@@ -78,7 +82,7 @@ def train_steps(
         images, labels = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(index)
-        loss = functional.cross_entropy(model(images), labels)
+        loss = functional.cross_entropy(_logits(model, images, adjust), labels)
         loss.backward()
         for parameter, anchor in adjust.towards:
             if parameter.grad is not None:
@@ -99,6 +103,16 @@ def train_steps(
         for parameter in parameters:
             parameter.grad = None
         yield Step(index + 1, loss.detach())
+
+
+def _logits(model: nn.Module, images: Tensor, adjust: Adjust) -> Tensor:
+    if adjust.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    if not adjust.bfloat16:
+        return model(images)
+    with torch.autocast(images.device.type, torch.bfloat16):
+        logits = model(images)
+    return logits.float()
 
 
 def _add_noise_(noise: Sequence[tuple[nn.Parameter, float]]) -> None:

@@ -71,7 +71,8 @@ class SparseLinear(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, inputs) → (n, units)."""
-        product: Tensor = _SparseProduct.apply(features, self.values, self)
+        # under autocast the layer before gives bfloat16
+        product: Tensor = _SparseProduct.apply(features.to(self.values.dtype), self.values, self)
         return product if self.bias is None else product + self.bias
 
 

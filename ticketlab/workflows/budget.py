@@ -87,7 +87,7 @@ def plan_budget(file: RecipeFile, asked: str, machine: Machine, should_stop: Cal
     device = machine.chosen_device()
     if machine.engine.name == "ray":
         raise TicketlabError("--budget times this machine; on Ray, say --set train.steps, levels and replicates")
-    plan = plan_on(file, machine.places)
+    plan = plan_on(file, machine)
     if plan.early_bird:
         raise RecipeError("--budget: nobody knows when an early-bird search ends; set train.steps, and see --dry-run")
     key = short_hash([plan.recipe.model_dump(mode="json"), user_files(file), seconds])

@@ -1,21 +1,32 @@
-"""Everything that can be wrong with a recipe before training, its claims included."""
+"""Everything that can be wrong with a recipe before training, its ticket and its claims included."""
 
 from __future__ import annotations
 
-from ticketlab.data.files import Places
-from ticketlab.errors import MissingData
+from ticketlab.errors import MissingData, MissingRun
 from ticketlab.recipe_file import RecipeFile
 from ticketlab.workflows.plan import check_recipe, load_data, make_plan
+from ticketlab.workflows.run import Machine
+from ticketlab.workflows.ticket_source import TicketSource, find_source
+from ticketlab.workflows.transfer import transfer_plan
 from ticketlab.workflows.verify import find_claims
 
 
-def check_all(file: RecipeFile, places: Places) -> str | None:
-    """Check a recipe as far as the data on this machine allows; returns why not further, else None."""
+def check_all(file: RecipeFile, machine: Machine) -> list[str]:
+    """Check a recipe as far as this machine allows; returns what could not be checked, and why."""
     check_recipe(file)
+    unchecked: list[str] = []
+    source: TicketSource | None = None
+    if file.recipe.method == "transfer":
+        try:
+            file, source = find_source(file, machine.runs)
+        except MissingRun as error:
+            unchecked.append(f"ticket not checked: {error}")
     try:
-        plan = make_plan(*load_data(file, places))
+        plan = make_plan(*load_data(file, machine.places))
     except MissingData as error:
-        return str(error)
+        return [*unchecked, f"shapes and times not checked: {error}"]
+    if source is not None:
+        plan = transfer_plan(plan, source)
     if file.recipe.claims:
         find_claims(file, plan)
-    return None
+    return unchecked

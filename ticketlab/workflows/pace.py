@@ -92,7 +92,7 @@ def _measured(
 ) -> Iterator[Pace]:
     """The pace in this process; `start` is the time of day at which it was ready to train."""
     torch.set_num_threads(machine.threads)
-    plan = plan_on(file, machine.places)
+    plan = plan_on(file, machine)
     where = torch.device(device)
     _level_seconds(plan, where)  # the first level loads what a process needs once
     ready = time.time()

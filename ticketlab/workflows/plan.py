@@ -21,13 +21,14 @@ from ticketlab.models.build import find_builder
 from ticketlab.models.compact import NORMS
 from ticketlab.pruning.allocate import Pool, keep_at, keep_count, keep_cubic, make_pools
 from ticketlab.pruning.criteria import Evidence, criteria
-from ticketlab.pruning.masks import full_mask
+from ticketlab.pruning.masks import Mask, full_mask
 from ticketlab.recipe import Recipe, recipe_hash
 from ticketlab.recipe_file import Problem, RecipeFile
 from ticketlab.registry import check_options, did_you_mean, file_digest, load_file
 from ticketlab.workflows.build import build_model, check_model
 from ticketlab.workflows.schedule import Schedule, check_counting, check_schedule, make_schedule
 from ticketlab.workflows.targets import EarlyBird, check_method, check_search, make_search
+from ticketlab.workflows.ticket_source import TicketSource, check_ticket
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class Plan:
     """When the one training of all levels is pruned; None where each level is a training of its own."""
     half_life: int | None = None
     """Steps after which a sign flip counts half."""
+    source: TicketSource | None = None
+    """Of a transfer: the run that its ticket comes from."""
+    given: Mask | None = None
+    """Of a transfer, the first replicate's mask; None until its source is looked up."""
 
     @property
     def recipe(self) -> Recipe:
@@ -84,6 +89,8 @@ class Plan:
     @property
     def levels(self) -> int:
         """Levels after the dense level 0."""
+        if self.recipe.method == "transfer":
+            return 1
         return len(self.early_bird.targets) if self.early_bird else self.recipe.pruning.levels
 
     @property
@@ -98,6 +105,9 @@ class Plan:
 
     def keeps(self, level: int) -> list[int]:
         """Weights (or channels) that each pool keeps at a level."""
+        if level and self.recipe.method == "transfer":
+            assert self.given is not None, "the source is looked up before its ticket is counted"
+            return [sum(int(self.given[name].sum()) for name in pool.layers) for pool in self.pools]
         if level and self.early_bird:
             return self.keeps_at(self.early_bird.targets[level - 1].density)
         if self.schedule and self.recipe.schedule.shape == "cubic":
@@ -154,7 +164,7 @@ def check_recipe(file: RecipeFile) -> None:
     for key, data in (("name", recipe.data.name), ("offline", recipe.data.offline)):
         if data is not None:
             problems += _check(("data", key), partial(datasets.find, data), {})
-    problems += check_method(recipe) + check_counting(recipe)
+    problems += check_method(recipe) + check_counting(recipe) + check_ticket(recipe)
     if problems:
         raise file.error(problems)
 
@@ -243,6 +253,8 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
         judged = sizes = check_model(model, data.dataset)
         if train.slimming and not any(isinstance(layer, NORMS) and layer.affine for layer in model.modules()):
             problems.append((("train", "slimming"), "the model has no batch norm whose scales it could pull to zero"))
+        if train.channels_last and not any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
+            problems.append((("train", "channels_last"), "the model has no convolution that it would speed up"))
         if recipe.pruning.reclaim:
             Paths(model, data.dataset.input_shape).reach(full_mask(model))
         if recipe.method == "early_bird" and not problems:
@@ -296,6 +308,8 @@ def _check_times(recipe: Recipe, per_epoch: int) -> list[Problem]:
 def _pools(recipe: Recipe, sizes: Mapping[str, int]) -> list[Pool]:
     section = recipe.pruning
     pools = make_pools(sizes, section.scope, section.rate, section.output_rate, section.rates, section.ignore)
+    if recipe.method == "transfer":
+        return pools
     if recipe.method == "early_bird":
         densities, rate = sorted(recipe.early_bird.densities, reverse=True), recipe.pruning.rate
         each = [[keep_at(pool, sizes, density, rate) for pool in pools] for density in densities]

@@ -24,10 +24,12 @@ from ticketlab.runs.store import MANIFEST, RunStore
 from ticketlab.runs.ticket import digest
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.early_bird import early_bird_replicate
-from ticketlab.workflows.plan import Plan, load_data, make_plan, user_files
+from ticketlab.workflows.plan import Plan, check_recipe, load_data, make_plan, user_files
 from ticketlab.workflows.prune import prune_replicate
 from ticketlab.workflows.ray_engine import check_ray
+from ticketlab.workflows.ticket_source import TicketSource, find_source
 from ticketlab.workflows.train_level import Notice, Seen, Settings
+from ticketlab.workflows.transfer import transfer_plan, transfer_replicate
 from ticketlab.workflows.workers import Died, Engine, run_jobs
 
 
@@ -77,6 +79,7 @@ METHODS = {
     "sign_flip": prune_replicate,
     "gradual": prune_replicate,
     "early_bird": early_bird_replicate,
+    "transfer": transfer_replicate,
 }
 """Method of a recipe → what one replicate does."""
 
@@ -95,7 +98,7 @@ def prune_run(
         budgets: For the manifest, where a budget chose the recipe.
     """
     device = machine.chosen_device()
-    plan = plan_on(file, machine.places)
+    plan = plan_on(file, machine)
     if plan.data.stand_in_for is not None:
         yield Notice(stand_in_notice(plan))
     store = RunStore(machine.runs / plan.name)
@@ -117,9 +120,13 @@ def prune_run(
             write_summary(store, plan.recipe)
 
 
-def plan_on(file: RecipeFile, places: Places) -> Plan:
-    """The plan of a recipe with the data found in these places."""
-    return make_plan(*load_data(file, places))
+def plan_on(file: RecipeFile, machine: Machine) -> Plan:
+    """The plan of a recipe with the data and, of a transfer, the source run found on this machine."""
+    check_recipe(file)
+    if file.recipe.method != "transfer":
+        return make_plan(*load_data(file, machine.places))
+    file, source = find_source(file, machine.runs)
+    return transfer_plan(make_plan(*load_data(file, machine.places)), source)
 
 
 def stand_in_notice(plan: Plan) -> str:
@@ -154,7 +161,7 @@ def train_replicate(
     store = RunStore(run)
     settings = Settings(torch.device(device), machine.checkpoint_seconds, should_stop)
     with store.lock_replicate(replicate), told(store):
-        plan = plan_on(file, machine.places)
+        plan = make_plan(*load_data(file, machine.places))
         yield from METHODS[plan.recipe.method](plan, store, replicate, settings)
 
 
@@ -179,6 +186,7 @@ def run_facts(plan: Plan, device: torch.device, threads: int) -> dict[str, Any]:
         "device": str(device),
         "threads": threads,
         "init_digest": digest(plan.build(derive_seed(plan.recipe.seed, "init")).state_dict()),
+        **(_source_facts(plan.source) if plan.source else {}),
         **environment(),
     }
 
@@ -198,6 +206,13 @@ def begin_run(store: RunStore, recipe: Recipe, facts: Mapping[str, Any]) -> None
     budgets = before.get("budgets", {}) | facts.get("budgets", {})
     store.write_recipe(recipe_yaml(recipe))
     store.write_manifest({**facts, **({"budgets": budgets} if budgets else {}), "seeds": seeds, **times})
+
+
+def _source_facts(source: TicketSource) -> dict[str, Any]:
+    """Where a transfer's tickets come from; workers read them there."""
+    facts = source.facts(1)
+    told = {name: facts[name] for name in ("run", "level", "data", "criterion")}
+    return {"source": {**told, "path": str(source.store.path.resolve())}, "ticket_digest": facts["digest"]}
 
 
 @contextmanager

@@ -239,7 +239,13 @@ def level_steps(plan: Plan, task: LevelTask, trainer: Trainer, examples: Example
         return learning_rate(train, plan.steps - 1 if task.final_lr else step, plan.steps_per_epoch)
 
     net = trainer.net
-    adjust = Adjust(slimming=train.slimming, noise=net.noise(train.gradient_noise), frozen=net.frozen)
+    adjust = Adjust(
+        bfloat16=train.precision == "bf16",
+        channels_last=train.channels_last,
+        slimming=train.slimming,
+        noise=net.noise(train.gradient_noise),
+        frozen=net.frozen,
+    )
     return train_steps(net.model, batches, trainer.optimizer, rate, net.mask, trainer.step, stop, adjust)
 
 

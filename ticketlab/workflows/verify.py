@@ -18,8 +18,8 @@ from ticketlab.registry import did_you_mean
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.controls import control_run
 from ticketlab.workflows.learn_mask import WEIGHTS
-from ticketlab.workflows.plan import Plan, load_data, make_plan
-from ticketlab.workflows.run import Event, Machine
+from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.run import Event, Machine, plan_on
 from ticketlab.workflows.supermask import NO_MASK, supermask_run, untrained_accuracy
 from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.trunk import Branched, pruned
@@ -71,7 +71,7 @@ def verify_run(
 
     Raises RecipeError for claims that cannot be measured, RunError where nothing is there to judge.
     """
-    claims = find_claims(file, make_plan(*load_data(file, machine.places)))
+    claims = find_claims(file, plan_on(file, machine))
     seeds = max(file.recipe.replicates, *(claim.section.seeds for claim in claims))
     variants = dict.fromkeys(((), *(which for claim in claims for which in claim.section.others.values())))
     stores: dict[tuple[str, ...], RunStore] = {}
@@ -177,7 +177,7 @@ def _levels(plan: Plan) -> str:
 
 
 def _existing(file: RecipeFile, machine: Machine) -> RunStore:
-    store = RunStore(machine.runs / make_plan(*load_data(file, machine.places)).name)
+    store = RunStore(machine.runs / plan_on(file, machine).name)
     if not store.replicates():
         raise RunError(f"{store.path}: there is no such run yet; leave --measured out and it is made")
     return store
