@@ -136,7 +136,7 @@ def test_another_number_of_classes_gives_a_new_dense_classifier(source, transfer
 def test_controls_of_a_transferred_ticket_start_from_its_dense_weights(source, transfer, machine):
     store = finish(transfer(), machine)
     names = ["signed_constant", "shuffled_weights"]
-    record = list(control_run(store, 1, names, machine))[-1]
+    record = list(control_run(store, [1], names, machine))[-1]
     assert [row["control"] for row in record["controls"]] == names
     started = store.part("controls/level_1/signed_constant").read_ticket(1, 1).weights["fc1.weight"]
     kept, initial = source.read_ticket(1, 2).mask["fc1.weight"], source.read_rewind(1)["fc1.weight"]
