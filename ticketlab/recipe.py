@@ -305,10 +305,11 @@ class ClaimSection(Section):
     that: str
     """What is measured with each seed: an expression of names, numbers and + - * /. Names are ticket, dense, a control
     (reinit, shuffled_mask, …), a supermask (supermask.magnitude.init) and those of `others` (docs/verify.md)."""
-    metric: Literal["test_accuracy", "final_test_accuracy", "val_accuracy", "early_stop_step", "density"] = (
+    metric: Literal["test_accuracy", "final_test_accuracy", "val_accuracy", "early_stop_step", "density", "barrier"] = (
         "test_accuracy"
     )
-    """Of each of them; accuracies are fractions of 1, at the early-stop step unless they are final."""
+    """Of each of them; accuracies are fractions of 1, at the early-stop step unless they are final. barrier: the error
+    barrier between two copies that begin at the run's rewind step, on validation examples (docs/stability.md)."""
     at: Where
     """At which level of the run."""
     at_least: float | None = None

@@ -180,3 +180,33 @@ def test_supermasks_that_are_not_measured_are_told(claiming, machine, that, metr
     text = RECIPE.replace("that: ticket - reinit", f"that: {that}, metric: {metric}")
     with pytest.raises(RecipeError, match=message):
         judged(claiming(text), machine)
+
+
+def test_barriers_can_be_claimed_of_tickets_and_of_other_recipes(claiming, machine):
+    text = (
+        RECIPE.partition("claims:")[0]
+        + """claims:
+  - {claim: stable, source: here, that: ticket, metric: barrier, at: {level: 1}, at_most: 1, seeds: 2}
+  - claim: later is no worse
+    source: here
+    that: later - dense
+    metric: barrier
+    at: {level: 1}
+    at_most: 1
+    seeds: 2
+    others: {later: [pruning.rewind=10it]}
+"""
+    )
+    first, second = judged(claiming(text), machine)["claims"]
+    (run,) = machine.runs.glob("claiming-*/claims.json")
+    own = json.loads((run.parent / "stability/level_1/stability.json").read_text())["rows"][0]
+    assert first["measured"]["mean"] == pytest.approx(own["barrier"]["validation"]["mean"])
+    assert first["measured"]["n"] == second["measured"]["n"] == 2
+    (later,) = [path for path in machine.runs.iterdir() if path != run.parent]
+    row = json.loads((later / "stability/level_1/stability.json").read_text())["rows"][0]
+    dense = json.loads((run.parent / "stability/level_0/stability.json").read_text())["rows"][0]
+    assert (row["step"], dense["step"]) == (10, 0)
+    difference = row["barrier"]["validation"]["mean"] - dense["barrier"]["validation"]["mean"]
+    assert second["measured"]["mean"] == pytest.approx(difference, abs=1e-12)
+    with pytest.raises(RecipeError, match="'reinit' has no barrier"):
+        judged(claiming(RECIPE.replace("that: ticket - reinit", "that: ticket - reinit, metric: barrier")), machine)

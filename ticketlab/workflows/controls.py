@@ -89,7 +89,7 @@ def control_run(
         raise RunError(f"{store.path}: level 0 is the dense network, which has no controls; name a ticket with --level")
     replicates = {level: finished_replicates(store, level) for level in levels}
     branches = [
-        Branch(f"{_folder(level)}/{name}", number, level)
+        Branch(f"{control_folder(level)}/{name}", number, level)
         for level in levels
         for number in replicates[level]
         for name in chosen
@@ -109,16 +109,17 @@ def _keep(store: RunStore, level: int, replicates: Sequence[int]) -> dict[str, A
 
     kept = [name for name in controls if _is_finished(store, level, name, replicates)]
     record = control_record(store, level, kept, replicates)
-    store.write_result(f"{_folder(level)}/controls.json", record)
-    _show(store, _folder(level), beside_controls(record))
+    store.write_result(f"{control_folder(level)}/controls.json", record)
+    _show(store, control_folder(level), beside_controls(record))
     return record
 
 
 def _is_finished(store: RunStore, level: int, name: str, replicates: Sequence[int]) -> bool:
-    return all(store.part(f"{_folder(level)}/{name}").has_level(number, level) for number in replicates)
+    return all(store.part(f"{control_folder(level)}/{name}").has_level(number, level) for number in replicates)
 
 
-def _folder(level: int) -> str:
+def control_folder(level: int) -> str:
+    """Where the controls of a level are kept, in the run."""
     return f"controls/level_{level}"
 
 
@@ -172,7 +173,7 @@ def control_record(store: RunStore, level: int, names: Sequence[str], replicates
     """What came of it, as one JSON object."""
     ticket = [store.read_level(number, level) for number in replicates]
     others = {
-        name: [store.part(f"{_folder(level)}/{name}").read_level(number, level) for number in replicates]
+        name: [store.part(f"{control_folder(level)}/{name}").read_level(number, level) for number in replicates]
         for name in names
     }
     dense = [store.read_level(number, 0) for number in replicates]

@@ -255,9 +255,7 @@ def spot_row(spot: Spot, effort: Effort, steps: int) -> dict[str, Any]:
         steps: Of the whole training.
     """
     replicates = finished_replicates(spot.store, spot.level)
-    lines = [
-        [spot.part.read_result(_line_name(number, pair, effort)) for pair in effort.pairs()] for number in replicates
-    ]
+    lines = [_lines(spot, number, effort) for number in replicates]
     tests = [
         statistics.fmean(
             1 - spot.copy(number).read_level(replicate, spot.level).final_test_accuracy
@@ -265,7 +263,7 @@ def spot_row(spot: Spot, effort: Effort, steps: int) -> dict[str, Any]:
         )
         for replicate in replicates
     ]
-    barriers = {split: [statistics.fmean(barrier(line[split]) for line in own) for own in lines] for split in SPLITS}
+    barriers = {split: [_mean_barrier(own, split) for own in lines] for split in SPLITS}
     ends = {split: [statistics.fmean((line[split][0] + line[split][-1]) / 2 for line in own) for own in lines]
             for split in SPLITS} | {"test": tests}  # fmt: skip
     decisive = estimate(barriers["validation"])
@@ -284,6 +282,23 @@ def spot_row(spot: Spot, effort: Effort, steps: int) -> dict[str, Any]:
         "alphas": positions(effort.points),
         "curves": {split: _curve(lines, split) for split in SPLITS},
     }
+
+
+def barriers_by_seed(spot: Spot, effort: Effort) -> dict[int, float]:
+    """Seed → barrier on validation examples, a mean over the pairs of copies; of replicates that have it."""
+    numbers = [number for number in spot.store.replicates() if _is_walked(spot.part, number, effort)]
+    return {
+        spot.store.read_level(number, spot.level).seed: _mean_barrier(_lines(spot, number, effort), "validation")
+        for number in numbers
+    }
+
+
+def _lines(spot: Spot, replicate: int, effort: Effort) -> list[dict[str, Any]]:
+    return [spot.part.read_result(_line_name(replicate, pair, effort)) for pair in effort.pairs()]
+
+
+def _mean_barrier(lines: Sequence[dict[str, Any]], split: str) -> float:
+    return statistics.fmean(barrier(line[split]) for line in lines)
 
 
 def _curve(lines: Sequence[Sequence[dict[str, Any]]], split: str) -> dict[str, list[float]]:

@@ -16,17 +16,19 @@ from ticketlab.recipe import ClaimSection, Where
 from ticketlab.recipe_file import Problem, RecipeFile, override
 from ticketlab.registry import did_you_mean
 from ticketlab.runs.store import Level, RunStore
-from ticketlab.workflows.controls import control_run
+from ticketlab.workflows.controls import control_folder, control_run
 from ticketlab.workflows.learn_mask import WEIGHTS
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Event, Machine, plan_on
+from ticketlab.workflows.stability import Effort, Spot, barriers_by_seed
+from ticketlab.workflows.stability_search import Question, stability_run
 from ticketlab.workflows.supermask import NO_MASK, supermask_run, untrained_accuracy
-from ticketlab.workflows.train_level import Notice
-from ticketlab.workflows.trunk import Branched, pruned
+from ticketlab.workflows.trunk import Branched, pruned, run_plan
 
 RESULT = "claims.json"
 NEAR = 0.02
 """Share of itself by which a level's density may differ from the one that a claim names."""
+BARRIER = "barrier"
 OWN = ("ticket", "dense")
 """Terms that stand for networks of the run itself."""
 SUPERMASK = "supermask"
@@ -45,6 +47,11 @@ class Claim:
     def controls(self) -> list[str]:
         """Terms that are controls of the level."""
         return [name for name in self.terms if name in controls and name not in self.section.others]
+
+    def place(self, term: str) -> tuple[tuple[str, ...], int]:
+        """Overrides of the run, and the level in it, of a term that is no control."""
+        which = self.section.others.get(term, ())
+        return which, 0 if term == "dense" and not which else self.level
 
     @property
     def supermasks(self) -> list[tuple[str, str]]:
@@ -82,28 +89,34 @@ def verify_run(
         else:
             stores[which] = _existing(wanted, machine)
     if may_train:
-        yield from _beside(claims, stores[()], machine, should_stop)
+        yield from _beside(claims, stores, machine, should_stop)
     record = {
         "run": str(stores[()].path),
         "recipe": file.path.stem,
-        "claims": [_judged(claim, partial(_values, stores, claim)) for claim in claims],
+        "claims": [_judged(claim, partial(_values, stores, machine, claim)) for claim in claims],
     }
     stores[()].write_result(RESULT, record)
     yield record
 
 
 def _beside(
-    claims: Sequence[Claim], store: RunStore, machine: Machine, should_stop: Callable[[], bool]
-) -> Iterator[Branched | Notice]:
-    """Run what claims need beside the tickets of a run."""
-    needed: list[Iterator[Branched | Notice | dict[str, Any]]] = []
+    claims: Sequence[Claim], stores: Mapping[tuple[str, ...], RunStore], machine: Machine, stop: Callable[[], bool]
+) -> Iterator[Event | Branched]:
+    """Run what claims need beside the tickets of their runs."""
+    store = stores[()]
+    needed: list[Iterator[Event | Branched | dict[str, Any]]] = []
     for level in sorted({claim.level for claim in claims if claim.controls}):
         names = [name for claim in claims if claim.level == level for name in claim.controls]
-        needed.append(control_run(store, [level], names, machine, should_stop))
+        needed.append(control_run(store, [level], names, machine, stop))
     masks = [name for claim in claims for name, _ in claim.supermasks]
     if masks:
         drawn = [name for name in dict.fromkeys(masks) if name != NO_MASK]
-        needed.append(supermask_run(store, drawn or ["magnitude"], None, machine, should_stop))
+        needed.append(supermask_run(store, drawn or ["magnitude"], None, machine, stop))
+    barriers = dict.fromkeys(
+        claim.place(name) for claim in claims if claim.section.metric == BARRIER for name in claim.terms
+    )
+    for which, level in barriers:
+        needed.append(stability_run(stores[which], Question((level,)), machine, stop))
     for events in needed:
         yield from (event for event in events if not isinstance(event, dict))
 
@@ -147,6 +160,8 @@ def _wrong_names(section: ClaimSection, names: Sequence[str]) -> Iterator[str]:
             yield f"unknown name '{name}'{near}"
         elif _supermask(name) and section.metric != "test_accuracy":
             yield f"'{name}' has no {section.metric}; a network that is not trained has metric test_accuracy alone"
+        elif name in controls and name not in section.others and section.metric == BARRIER:
+            yield f"'{name}' has no barrier; ticket and dense have one, and those of others"
 
 
 def _supermask(name: str) -> list[tuple[str, str]]:
@@ -183,17 +198,15 @@ def _existing(file: RecipeFile, machine: Machine) -> RunStore:
     return store
 
 
-def _values(stores: Mapping[tuple[str, ...], RunStore], claim: Claim, term: str) -> Values:
+def _values(stores: Mapping[tuple[str, ...], RunStore], machine: Machine, claim: Claim, term: str) -> Values:
     """What a term was measured as, by seed."""
     for criterion, kind in _supermask(term):
         return untrained_accuracy(stores[()], criterion, kind)
-    which = claim.section.others.get(term)
-    store, level = stores[which or ()], claim.level
-    folder = store
-    if which is None and term == "dense":
-        level = 0
-    elif which is None and term in controls:
-        folder = store.part(f"controls/level_{level}/{term}")
+    which, level = claim.place(term)
+    store = stores[which]
+    if claim.section.metric == BARRIER:
+        return barriers_by_seed(Spot(store, level, run_plan(store, machine.places).rewind), Effort())
+    folder = store.part(f"{control_folder(level)}/{term}") if term in claim.controls else store
     found = [folder.read_level(number, level) for number in store.replicates() if folder.has_level(number, level)]
     return {one.seed: _metric(one, claim.section.metric) for one in found}
 
