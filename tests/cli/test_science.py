@@ -7,7 +7,7 @@ from support import TINY
 from typer.testing import CliRunner
 
 from ticketlab.cli.app import app
-from ticketlab.cli.branches import _measured, _spoken
+from ticketlab.cli.findings import _measured, _spoken
 
 CLAIMS = """
 claims:

@@ -57,7 +57,7 @@ def controls(
 ) -> None:
     """Train what a ticket must be compared with: other weights under its mask, other masks over its weights."""
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
-        from ticketlab.cli import branches
+        from ticketlab.cli import branches, findings
         from ticketlab.workflows.controls import controls_of
         from ticketlab.workflows.run import Machine
         from ticketlab.workflows.workers import Engine
@@ -65,7 +65,7 @@ def controls(
         levels, names = branches.levels(level), branches.names(control)
         machine = Machine(runs, places_of(data), device, workers, threads, engine=Engine(engine, address))
         trunk = branches.trunk(run, overrides or (), runs)
-        branches.controls(branches.follow(controls_of(trunk, levels, names, machine, should_stop), quiet), json)
+        findings.controls(branches.follow(controls_of(trunk, levels, names, machine, should_stop), quiet), json)
 
 
 @app.command()
@@ -99,7 +99,7 @@ def supermask(
 ) -> None:
     """Lay masks over weights that are never trained: masks of the trained network, or masks that are learned."""
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
-        from ticketlab.cli import branches
+        from ticketlab.cli import branches, findings
         from ticketlab.runs.store import find_run
         from ticketlab.workflows.learn_mask import ask_learning
         from ticketlab.workflows.run import Machine
@@ -110,7 +110,7 @@ def supermask(
         store = find_run(runs, run, "prune")
         machine = Machine(runs, places_of(data), device, workers, threads)
         events = supermask_run(store, names, learning, machine, should_stop)
-        branches.supermasks(branches.follow(events, quiet), json)
+        findings.supermasks(branches.follow(events, quiet), json)
 
 
 @app.command()
@@ -129,7 +129,7 @@ def verify(
 ) -> None:
     """Measure what a recipe claims: expected, measured, verdict; exit status 3 where a claim fails."""
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
-        from ticketlab.cli import branches
+        from ticketlab.cli import branches, findings
         from ticketlab.runs.store import RunStore
         from ticketlab.workflows.run import Machine
         from ticketlab.workflows.trunk import run_file
@@ -139,7 +139,7 @@ def verify(
         file = run_file(found) if isinstance(found, RunStore) else found
         machine = Machine(runs, places_of(data), device, workers, threads)
         events = verify_run(file, machine, should_stop, not measured)
-        branches.claims(branches.follow(events, quiet), json)
+        findings.claims(branches.follow(events, quiet), json)
 
 
 @app.command()
@@ -176,7 +176,7 @@ def stability(
 ) -> None:
     """Train copies of a network apart and measure how the error rises between them: linear mode connectivity."""
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
-        from ticketlab.cli import branches
+        from ticketlab.cli import branches, findings
         from ticketlab.workflows.run import Machine
         from ticketlab.workflows.stability import Effort
         from ticketlab.workflows.stability_search import Question, stability_of
@@ -193,4 +193,4 @@ def stability(
         )
         machine = Machine(runs, places_of(data), device, workers, threads)
         trunk = branches.trunk(run, overrides or (), runs)
-        branches.stability(branches.follow(stability_of(trunk, question, machine, should_stop), quiet), json)
+        findings.stability(branches.follow(stability_of(trunk, question, machine, should_stop), quiet), json)
