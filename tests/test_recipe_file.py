@@ -26,7 +26,7 @@ def test_all_mistakes_come_at_once_each_with_its_place(write_recipe):
     found = error_of(path)
     assert (
         found[0]
-        == "@1:1: method: 'impp' is not one of imp, oneshot, early_bird, sign_flip, gradual; did you mean 'imp'?"
+        == "@1:1: method: 'impp' is not one of imp, oneshot, early_bird, sign_flip, gradual, transfer; did you mean 'imp'?"
     )
     assert found[1].startswith("@5:3: train.steps: write a time as '12ep'")
     assert found[2].startswith("@7:3: train.lr: Input should be a valid number")

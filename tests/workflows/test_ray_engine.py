@@ -78,8 +78,8 @@ def test_runs_sweeps_and_controls_on_ray_are_those_of_this_process(tiny, write_r
     other, _ = finish(tiny("replicates=2"), here)
     assert [untimed(level) for level in run_levels(one)] == [untimed(level) for level in run_levels(other)]
     assert equal(states(one, 3), states(other, 3))
-    *_, first = control_run(one, 1, ["reinit"], on_ray)
-    *_, second = control_run(other, 1, ["reinit"], here)
+    *_, first = control_run(one, [1], ["reinit"], on_ray)
+    *_, second = control_run(other, [1], ["reinit"], here)
     assert first["controls"] == second["controls"]
     for swept in (sweep_run(write_recipe(), points_of(["seed=0,1"]), machine) for machine in machines):
         begun = next(event for event in swept if isinstance(event, Begun))

@@ -384,9 +384,9 @@ def is_path_of_run(name: str) -> bool:
 
 
 def matching(runs: Sequence[RunStore], name: str) -> list[RunStore]:
-    """The run of that name, else the runs of the recipe of that name, else those whose name begins so."""
+    """The run of that name, else those of the recipe of that name, else those whose name begins so."""
     exact = [run for run in runs if run.name == name]
-    of_recipe = [run for run in runs if run.name.rpartition("-")[0] == name]
+    of_recipe = [run for run in runs if run.name.startswith(f"{name}-")]
     return exact or of_recipe or [run for run in runs if run.name.startswith(name)]
 
 
