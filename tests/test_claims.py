@@ -59,9 +59,10 @@ def test_two_bounds_are_both_kept():
 def test_seeds_to_decide_are_those_whose_interval_would_be_short_enough():
     found = estimate([0.1, 0.3, -0.1, 0.3, 0.4])
     deviation = math.sqrt(((0.1 - 0.2) ** 2 + 0.1**2 + 0.3**2 + 0.1**2 + 0.2**2) / 4)
-    enough = seeds_to_decide(found, Bounds(low=0.0))
+    enough = seeds_to_decide(found, Bounds(low=0.0), 5)
     # t tables, two-sided 95 %: 2.571 for 5 degrees of freedom, 2.447 for 6
     assert enough == 7
+    assert seeds_to_decide(found, Bounds(low=0.0), 9) == 9
     assert 2.571 * deviation / math.sqrt(6) > 0.2 >= 2.447 * deviation / math.sqrt(7)
-    assert seeds_to_decide(Estimate(0.0, -1.0, 1.0, 3), Bounds(low=0.0)) is None
-    assert seeds_to_decide(Estimate(1.0, None, None, 1), Bounds(low=0.0)) is None
+    assert seeds_to_decide(Estimate(0.0, -1.0, 1.0, 3), Bounds(low=0.0), 2) is None
+    assert seeds_to_decide(Estimate(1.0, None, None, 1), Bounds(low=0.0), 2) is None

@@ -104,8 +104,8 @@ def verdict(found: Estimate | None, bounds: Bounds, seeds: int) -> Verdict:
     return "fails" if found.high < bounds.low or found.low > bounds.high else "not enough seeds"
 
 
-def seeds_to_decide(found: Estimate, bounds: Bounds) -> int | None:
-    """Seeds after which the interval would reach over no bound, were mean and deviation to stay as they are.
+def seeds_to_decide(found: Estimate, bounds: Bounds, least: int) -> int | None:
+    """Seeds, `least` or more, after which the interval would reach over no bound, were all to stay as it is.
 
     None where there is no interval yet, or where no number of seeds up to MOST_SEEDS would do.
     """
@@ -113,4 +113,4 @@ def seeds_to_decide(found: Estimate, bounds: Bounds) -> int | None:
         return None
     deviation = (found.high - found.mean) / half_width(1, found.n)
     distance = min(abs(found.mean - bounds.low), abs(found.mean - bounds.high))
-    return next((n for n in range(found.n, MOST_SEEDS + 1) if half_width(deviation, n) <= distance), None)
+    return next((n for n in range(max(found.n, least), MOST_SEEDS + 1) if half_width(deviation, n) <= distance), None)

@@ -15,7 +15,7 @@ from ticketlab.figures import COLOURS, STYLES, plain_log_axis
 
 def beside_controls(record: Mapping[str, Any]) -> Figure:
     """Test accuracy of the ticket, the dense network and each control, with 95 % intervals."""
-    rows = [record["ticket"], record["dense"], *record["controls"]]
+    rows = [row for row in (record["ticket"], record["dense"], *record["controls"]) if row]
     figure = Figure(figsize=(7, 0.38 * len(rows) + 1.3))
     axes = figure.subplots()
     for place, row in enumerate(rows):
@@ -41,19 +41,18 @@ def against_density(records: Sequence[Mapping[str, Any]]) -> Figure:
     """
     figure = Figure(figsize=(11, 4.2))
     panels = figure.subplots(1, 2)
-    names = [row["control"] for row in records[0]["controls"]]
-    whole, dense = 100.0, records[0]["dense"]
+    names = list(dict.fromkeys(row["control"] for one in records for row in one["controls"]))
+    dense = records[0]["dense"]
     for axes, key, scale in zip(panels, ("test_accuracy", "early_stop_step"), (100, 1), strict=True):
-        found = dense[key]
-        if found["low"] is not None:
-            axes.axhspan(scale * found["low"], scale * found["high"], color=COLOURS[6], alpha=0.08, linewidth=0)
-        axes.axhline(scale * found["mean"], color=COLOURS[6], linewidth=0.8, linestyle="--", label="dense")
-        ticket = [(whole, dense[key]), *((100 * one["density"], one["ticket"][key]) for one in records)]
-        _curve(axes, ticket, scale, COLOURS[0], "ticket")
-        for index, name in enumerate(names):
+        ticket = [(100 * one["density"], one["ticket"][key]) for one in records]
+        if dense is not None:
+            axes.axhline(scale * dense[key]["mean"], color=COLOURS[7], linewidth=0.8, linestyle="--", label="dense")
+            ticket = [(100.0, dense[key]), *ticket]
+        _curve(axes, ticket, scale, ("black", "o"), "ticket")
+        for style, name in zip(STYLES, names, strict=False):
             rows = [(100 * one["density"], _named(one, name)) for one in records]
             known = [(density, row[key]) for density, row in rows if row is not None]
-            _curve(axes, known, scale, COLOURS[(index + 1) % len(COLOURS)], name.replace("_", " "))
+            _curve(axes, known, scale, style, name.replace("_", " "))
         axes.set_xscale("log")
         axes.invert_xaxis()
         axes.set_xlabel("weights that remain, %")
@@ -61,8 +60,9 @@ def against_density(records: Sequence[Mapping[str, Any]]) -> Figure:
     panels[0].set_ylabel("test accuracy at the early-stop step, %")
     panels[1].set_ylabel("early-stop step")
     panels[1].legend(fontsize=8)
-    replicates = records[0]["ticket"]["test_accuracy"]["n"]
-    figure.suptitle(f"{Path(records[0]['run']).name}: mean and 95 % interval, n = {replicates}", fontsize=10)
+    counts = sorted({one["ticket"]["test_accuracy"]["n"] for one in records})
+    told = " to ".join(map(str, counts[:1] + counts[1:][-1:]))
+    figure.suptitle(f"{Path(records[0]['run']).name}: mean and 95 % interval, n = {told}", fontsize=10)
     return figure
 
 
@@ -70,10 +70,11 @@ def _named(record: Mapping[str, Any], name: str) -> Any:
     return next((row for row in record["controls"] if row["control"] == name), None)
 
 
-def _curve(axes: Axes, rows: Sequence[tuple[float, Any]], scale: float, colour: str, name: str) -> None:
-    """Means with intervals against density."""
+def _curve(axes: Axes, rows: Sequence[tuple[float, Any]], scale: float, style: tuple[str, str], name: str) -> None:
+    """Means with intervals against density, in a colour with a marker."""
+    colour, marker = style
     densities, means = [density for density, _ in rows], [scale * found["mean"] for _, found in rows]
-    axes.plot(densities, means, color=colour, marker=".", linewidth=1.3, label=name)
+    axes.plot(densities, means, color=colour, marker=marker, markersize=3, linewidth=1.3, label=name)
     for density, found in rows:
         if found["low"] is not None:
             axes.plot([density] * 2, [scale * found["low"], scale * found["high"]], color=colour, linewidth=1)

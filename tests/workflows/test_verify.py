@@ -141,7 +141,7 @@ def test_the_level_of_a_density_is_the_nearest_within_two_per_cent(claiming, pla
     from ticketlab.workflows.plan import load_data, make_plan
 
     file = claiming()
-    assert [claim.level for claim in find_claims(file, make_plan(*load_data(file, places)))] == [2, 1, 1]
+    assert [claim.level for claim in find_claims(file, lambda each: make_plan(*load_data(each, places)))] == [2, 1, 1]
 
 
 def test_untrained_networks_can_be_claimed(claiming, machine):
@@ -210,3 +210,30 @@ def test_barriers_can_be_claimed_of_tickets_and_of_other_recipes(claiming, machi
     assert second["measured"]["mean"] == pytest.approx(difference, abs=1e-12)
     with pytest.raises(RecipeError, match="'reinit' has no barrier"):
         judged(claiming(RECIPE.replace("that: ticket - reinit", "that: ticket - reinit, metric: barrier")), machine)
+
+
+def test_others_are_measured_at_their_own_level_of_the_density(claiming, places):
+    from ticketlab.workflows.plan import load_data, make_plan
+
+    def planned(file):
+        return make_plan(*load_data(file, places))
+
+    claim = "{claim: c, source: s, that: other - ticket, at: {density: 0.643}, at_least: 0, others: {other: [%s]}}"
+    head = RECIPE.partition("claims:")[0] + "claims: [" + claim + "]"
+    # a rate of 1 − √0.8 (output: 1 − √0.9) needs four levels to where a rate of 0.2 needs two
+    found = find_claims(claiming(head % "pruning.rate=0.1056, pruning.output_rate=0.0513, pruning.levels=6"), planned)
+    assert (found[0].level, dict(found[0].levels)) == (2, {"other": 4})
+    with pytest.raises(RecipeError, match=r"claims\.0\.others\.other: has no such level; there are 0 \(1\), 1 \(0\.1"):
+        find_claims(claiming(head % "pruning.rate=0.9"), planned)
+    with pytest.raises(RecipeError, match="is the very run that the claim is about"):
+        find_claims(claiming(head % "pruning.levels=1"), planned)
+
+
+def test_what_is_no_network_of_the_run_is_told_before_anything_starts(claiming, machine):
+    for old, new, message in (
+        ("at: {density: 0.643}", "at: {level: 0}", "level 0 is the dense network, which has no reinit"),
+        ("levels: 2,", "levels: 2, after: finetune,", "restart after 'finetune'"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            judged(claiming(RECIPE.replace(old, new)), machine)
+    assert not machine.runs.exists()

@@ -40,7 +40,7 @@ def levels(text: str | None) -> list[int] | None:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
         raise TicketlabError(f"--level {text}: write a level, several with commas between, or all")
-    return [int(part) for part in parts]
+    return sorted({int(part) for part in parts})
 
 
 def names(text: str | None) -> list[str]:

@@ -28,9 +28,10 @@ def controls(record: Mapping[str, Any], json: bool) -> None:
 
 
 def _controls(record: Mapping[str, Any]) -> None:
-    title = f"{record['run']} level {record['level']}, {100 * record['density']:.2f} % of weights: ± 95 % t interval"
+    where = f"{record['run']} level {record['level']}{_stand_in(record)}"
+    title = f"{where}, {100 * record['density']:.2f} % of weights: ± 95 % t interval"
     table = new_table(title, ("network", "test\naccuracy %", "n", "minus\nticket %", "at\nend %", "early\nstop"))
-    for row in (record["ticket"], record["dense"], *record["controls"]):
+    for row in filter(None, (record["ticket"], record["dense"], *record["controls"])):
         accuracy, minus = Estimate(**row["test_accuracy"]), Estimate(**row["minus_ticket"])
         table.add_row(
             row["control"].replace("_", " "),
@@ -43,13 +44,19 @@ def _controls(record: Mapping[str, Any]) -> None:
     show(table)
 
 
+def _stand_in(record: Mapping[str, Any]) -> str:
+    """What must stand beside numbers of other data than the recipe's."""
+    return f" on {record['data']} (STAND-IN for {record['stand_in_for']})" if record["stand_in_for"] else ""
+
+
 def claims(record: Mapping[str, Any], json: bool) -> None:
     """Claims with what was measured; raises GateFailed where one fails."""
     if json:
         result(dict(record))
     else:
         table = new_table(
-            f"{record['recipe']}: claims", ("claim", "expected", "measured\n± 95 % t interval", "n", "verdict")
+            f"{record['recipe']}{_stand_in(record)}: claims",
+            ("claim", "expected", "measured\n± 95 % t interval", "n", "verdict"),
         )
         for one in record["claims"]:
             found, what = one["measured"], f"{one['that']} ({one['metric'].replace('_', ' ')}, level {one['level']})"
@@ -67,10 +74,10 @@ def claims(record: Mapping[str, Any], json: bool) -> None:
         raise GateFailed(f"{len(wrong)} of {len(record['claims'])} claims failed: {'; '.join(wrong)}")
 
 
-def _spoken(value: float, one: Mapping[str, Any], form: str = "") -> str:
+def _spoken(value: float, one: Mapping[str, Any]) -> str:
     """Accuracies in points, anything else as it is; a ratio of accuracies is a plain number."""
-    in_points = one["metric"].endswith("accuracy") and "/" not in one["that"]
-    return f"{100 * value:{form}.2f} points" if in_points else f"{value:{form}.4g}"
+    in_points = one["metric"].endswith(("accuracy", "barrier")) and "/" not in one["that"]
+    return f"{100 * value:.2f} points" if in_points else f"{value:.4g}"
 
 
 def _expected(one: Mapping[str, Any]) -> str:

@@ -137,7 +137,8 @@ def verify(
 
         found = branches.trunk(recipe, overrides or (), runs)
         file = run_file(found) if isinstance(found, RunStore) else found
-        machine = Machine(runs, places_of(data), device, workers, threads)
+        where = found.path.parent if isinstance(found, RunStore) else runs
+        machine = Machine(where, places_of(data), device, workers, threads)
         events = verify_run(file, machine, should_stop, not measured)
         findings.claims(branches.follow(events, quiet), json)
 

@@ -92,6 +92,11 @@ class RunStore:
         """The run's name: recipe's stem and hash."""
         return self.path.name
 
+    @property
+    def witness(self) -> Path:
+        """A file that stays as it is while the run goes on: who sees it as it is here sees the run."""
+        return self.path / "recipe.yaml"
+
     def replicate_dir(self, replicate: int) -> Path:
         """Folder of one replicate; replicates count from 1."""
         return self.path / f"replicate_{replicate}"
@@ -118,7 +123,7 @@ class RunStore:
 
     def write_recipe(self, text: str) -> None:
         """Keep the resolved recipe."""
-        write_bytes(self.path / "recipe.yaml", text.encode())
+        write_bytes(self.witness, text.encode())
 
     def set_state(self, state: str) -> None:
         """Record how the run stands, as far as a full or missing disk allows."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ticketlab.errors import MissingData, MissingRun
 from ticketlab.recipe_file import RecipeFile
 from ticketlab.workflows.plan import check_recipe, load_data, make_plan
-from ticketlab.workflows.run import Machine
+from ticketlab.workflows.run import Machine, plan_on
 from ticketlab.workflows.ticket_source import TicketSource, find_source
 from ticketlab.workflows.transfer import transfer_plan
 from ticketlab.workflows.verify import find_claims
@@ -26,7 +28,7 @@ def check_all(file: RecipeFile, machine: Machine) -> list[str]:
     except MissingData as error:
         return [*unchecked, f"shapes and times not checked: {error}"]
     if source is not None:
-        plan = transfer_plan(plan, source)
-    if file.recipe.claims:
-        find_claims(file, plan)
+        transfer_plan(plan, source)
+    if file.recipe.claims and not unchecked:
+        find_claims(file, partial(plan_on, machine=machine))
     return unchecked

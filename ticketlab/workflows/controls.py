@@ -17,7 +17,7 @@ from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.run import Event, Machine
+from ticketlab.workflows.run import Event, Machine, plan_on
 from ticketlab.workflows.tickets import replicate_seed, ticket_facts
 from ticketlab.workflows.train_level import LevelTask, Notice, Settings, train_level
 from ticketlab.workflows.trunk import (
@@ -53,7 +53,14 @@ def controls_of(
     machine: Machine,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event | Branched | dict[str, Any]]:
-    """`control_run` of a run, or of a recipe that is run first."""
+    """`control_run` of a run, or of a recipe that is run first; what cannot be is told before."""
+    for name in names:
+        controls.find(name)
+    if not isinstance(trunk, RunStore):
+        plan = plan_on(trunk, machine)
+        check_restarts(plan)
+        if wrong := [level for level in levels or () if not 1 <= level <= plan.levels]:
+            raise RunError(f"{plan.name}: has levels 1 to {plan.levels}, not {wrong[0]}")
     store = trunk if isinstance(trunk, RunStore) else (yield from pruned(trunk, machine, should_stop))
     yield from control_run(store, levels, names, machine, should_stop)
 
@@ -79,13 +86,14 @@ def control_run(
     for name in chosen:
         controls.find(name)
     plan = run_plan(store, machine.places)
-    check_restarts(plan, store)
+    check_restarts(plan)
     if levels is None:
-        levels = [winning_level(store)]
-        why = "the sparsest ticket that is no worse than the dense network on validation data"
-        yield Notice(f"level {levels[0]}: {why}")
-    levels = levels or range(1, max(len(store.levels(number)) for number in store.replicates()))
-    if 0 in levels:
+        levels = [winning_level(store, plan.steps)]
+        yield Notice(f"{store.name}, level {levels[0]}: the sparsest ticket as good as the dense network on validation "
+                     "data, else the best")  # fmt: skip
+    deepest = max((len(store.levels(number)) for number in store.replicates()), default=0)
+    levels = sorted(set(levels)) or list(range(1, deepest))
+    if not levels or 0 in levels:
         raise RunError(f"{store.path}: level 0 is the dense network, which has no controls; name a ticket with --level")
     replicates = {level: finished_replicates(store, level) for level in levels}
     branches = [
@@ -97,18 +105,18 @@ def control_run(
     missing = [one for one in branches if not store.part(one.folder).has_level(one.replicate, one.level)]
     with store.lock():
         yield from run_branches(store, missing, train_control, machine, should_stop)
-        records = [_keep(store, level, replicates[level]) for level in levels]
+        records = [_keep(store, level, replicates[level], plan.steps) for level in levels]
         if len(records) > 1:
             _show(store, "controls", against_density(records))
     yield records[0] if len(records) == 1 else {"run": str(store.path), "levels": records}
 
 
-def _keep(store: RunStore, level: int, replicates: Sequence[int]) -> dict[str, Any]:
+def _keep(store: RunStore, level: int, replicates: Sequence[int], steps: int) -> dict[str, Any]:
     """The record of a level, with the controls of earlier calls, on disk and as a figure."""
     from ticketlab.ticket_figures import beside_controls
 
     kept = [name for name in controls if _is_finished(store, level, name, replicates)]
-    record = control_record(store, level, kept, replicates)
+    record = control_record(store, level, kept, replicates, steps)
     store.write_result(f"{control_folder(level)}/controls.json", record)
     _show(store, control_folder(level), beside_controls(record))
     return record
@@ -123,15 +131,25 @@ def control_folder(level: int) -> str:
     return f"controls/level_{level}"
 
 
-def winning_level(store: RunStore) -> int:
-    """The sparsest level whose mean validation accuracy is no lower than the dense network's, else the best one."""
+def winning_level(store: RunStore, steps: int) -> int:
+    """The sparsest level whose mean validation accuracy is no lower than the dense network's, else the best one.
+
+    Args:
+        steps: Step at which training ends; a dense network that did not get there is no measure.
+    """
     of_replicate = [found for found in map(store.levels, store.replicates()) if found]
     if not of_replicate:
         raise RunError(f"{store.path}: has no finished level yet")
     levels = range(min(map(len, of_replicate)))
     means = [statistics.fmean(found[level].val_accuracy for found in of_replicate) for level in levels]
-    winning = [level for level in levels if level and means[level] >= means[0]]
+    is_measure = all(_is_trained(found[0], steps) for found in of_replicate)
+    winning = [level for level in levels if is_measure and level and means[level] >= means[0]]
     return winning[-1] if winning else max(levels[1:], key=means.__getitem__, default=0)
+
+
+def _is_trained(dense: Level, steps: int) -> bool:
+    """Whether the dense network was trained to the end; an early-bird search stops it."""
+    return dense.curve[-1]["step"] == steps
 
 
 def train_control(plan: Plan, store: RunStore, branch: Branch, settings: Settings) -> Iterator[object]:
@@ -169,8 +187,11 @@ def control_start(plan: Plan, store: RunStore, branch: Branch, name: str) -> Sta
     return controls.find(name)(subject)
 
 
-def control_record(store: RunStore, level: int, names: Sequence[str], replicates: Sequence[int]) -> dict[str, Any]:
-    """What came of it, as one JSON object."""
+def control_record(
+    store: RunStore, level: int, names: Sequence[str], replicates: Sequence[int], steps: int
+) -> dict[str, Any]:
+    """What came of it, as one JSON object; no dense network where training of it ended before `steps`."""
+    manifest = store.read_manifest()
     ticket = [store.read_level(number, level) for number in replicates]
     others = {
         name: [store.part(f"{control_folder(level)}/{name}").read_level(number, level) for number in replicates]
@@ -179,11 +200,13 @@ def control_record(store: RunStore, level: int, names: Sequence[str], replicates
     dense = [store.read_level(number, 0) for number in replicates]
     return {
         "run": str(store.path),
+        "data": manifest.get("data"),
+        "stand_in_for": manifest.get("stand_in_for"),
         "level": level,
         "density": ticket[0].density,
         "seeds": [one.seed for one in ticket],
         "ticket": asdict(_compared("ticket", ticket, ticket)),
-        "dense": asdict(_compared("dense", dense, ticket)),
+        "dense": asdict(_compared("dense", dense, ticket)) if all(_is_trained(d, steps) for d in dense) else None,
         "controls": [asdict(_compared(name, found, ticket)) for name, found in others.items()],
     }
 

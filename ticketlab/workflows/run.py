@@ -20,11 +20,11 @@ from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import RecipeFile, recipe_yaml
 from ticketlab.report import run_levels, summarise
 from ticketlab.runs.manifest import check_same, environment, now
-from ticketlab.runs.store import MANIFEST, RunStore
+from ticketlab.runs.store import RunStore
 from ticketlab.runs.ticket import digest
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.early_bird import early_bird_replicate
-from ticketlab.workflows.plan import Plan, check_recipe, load_data, make_plan, user_files
+from ticketlab.workflows.plan import Data, Plan, check_recipe, load_data, make_plan, user_files
 from ticketlab.workflows.prune import prune_replicate
 from ticketlab.workflows.ray_engine import check_ray
 from ticketlab.workflows.ticket_source import TicketSource, find_source
@@ -46,8 +46,8 @@ class Machine:
     engine: Engine = field(default_factory=Engine)
 
     def workers_for(self, jobs: int, device: torch.device) -> int:
-        """Jobs at a time: as asked, else one for each core, or one alone beside a GPU; Ray knows its own cores."""
-        if self.engine.name == "ray":
+        """Jobs at a time: as asked, else one for each core, or one beside a GPU; a Ray cluster knows its cores."""
+        if self.engine.name == "ray" and self.engine.address is not None:
             return min(jobs, self.workers or jobs)
         return min(jobs, self.workers or (os.cpu_count() or 1 if device.type == "cpu" else 1))
 
@@ -115,18 +115,22 @@ def prune_run(
             # the plan's recipe names the stand-in where one is used, so that workers use it too
             body = partial(train_replicate, plan.file, machine, store.path, str(device))
             jobs = {replicate: f"replicate {replicate}" for replicate in replicates}
-            for event in run_jobs(body, jobs, workers, should_stop, machine.engine, store.path / MANIFEST):
+            for event in run_jobs(body, jobs, workers, should_stop, machine.engine, store.witness):
                 yield death_notice(event) if isinstance(event, Died) else cast(Event, event)
             write_summary(store, plan.recipe)
 
 
-def plan_on(file: RecipeFile, machine: Machine) -> Plan:
+def plan_on(
+    file: RecipeFile,
+    machine: Machine,
+    load: Callable[[RecipeFile, Places], tuple[RecipeFile, Data]] = load_data,
+) -> Plan:
     """The plan of a recipe with the data and, of a transfer, the source run found on this machine."""
     check_recipe(file)
     if file.recipe.method != "transfer":
-        return make_plan(*load_data(file, machine.places))
+        return make_plan(*load(file, machine.places))
     file, source = find_source(file, machine.runs)
-    return transfer_plan(make_plan(*load_data(file, machine.places)), source)
+    return transfer_plan(make_plan(*load(file, machine.places)), source)
 
 
 def stand_in_notice(plan: Plan) -> str:

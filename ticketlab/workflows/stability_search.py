@@ -12,7 +12,7 @@ from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.store import RunStore
 from ticketlab.steps import Duration
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.run import Event, Machine
+from ticketlab.workflows.run import Event, Machine, plan_on
 from ticketlab.workflows.stability import TRAIN_SAMPLE, Effort, Spot, analyse, spot_row
 from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.trunk import Branched, check_restarts, finished_replicates, pruned, run_plan
@@ -74,6 +74,8 @@ def stability_of(
     trunk: RunStore | RecipeFile, question: Question, machine: Machine, should_stop: Callable[[], bool]
 ) -> Iterator[Event | Branched | dict[str, Any]]:
     """`stability_run` of a run, or of a recipe that is run first."""
+    if not isinstance(trunk, RunStore):
+        check_restarts(plan_on(trunk, machine))
     store = trunk if isinstance(trunk, RunStore) else (yield from pruned(trunk, machine, should_stop))
     yield from stability_run(store, question, machine, should_stop)
 
@@ -86,7 +88,7 @@ def stability_run(
     Raises TicketlabError before anything starts for a level, a step or a kind of run that cannot be looked at.
     """
     plan = run_plan(store, machine.places)
-    check_restarts(plan, store)
+    check_restarts(plan)
     asked = Asked(store, plan, question, machine, should_stop)
     levels, steps = _levels(asked), _steps(asked)
     if question.is_search:

@@ -14,7 +14,7 @@ import torch
 
 from ticketlab.errors import FailedRun
 from ticketlab.recipe_file import RecipeFile
-from ticketlab.runs.store import MANIFEST, RunStore
+from ticketlab.runs.store import RunStore
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import (
     Machine,
@@ -115,7 +115,7 @@ def sweep_run(
         body = partial(_work, ready, jobs, machine, str(device))
         names = {job: f"{ready[index].point.name}, replicate {number}" for job, (index, number) in enumerate(jobs)}
         try:
-            for event in run_jobs(body, names, workers, should_stop, machine.engine, ready[0].store.path / MANIFEST):
+            for event in run_jobs(body, names, workers, should_stop, machine.engine, ready[0].store.witness):
                 if isinstance(event, Ended):
                     _end(standing, ready, event)
                 elif isinstance(event, Died):

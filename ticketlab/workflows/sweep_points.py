@@ -7,16 +7,18 @@ import math
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from ticketlab.data.files import Places
 from ticketlab.errors import RecipeError, TicketlabError
 from ticketlab.recipe import DataSection, Recipe
-from ticketlab.recipe_file import parse_value, read_recipe
-from ticketlab.workflows.plan import Data, Plan, load_data, make_plan
-from ticketlab.workflows.run import Machine
+from ticketlab.recipe_file import RecipeFile, parse_value, read_recipe
+from ticketlab.workflows.plan import Data, Plan, load_data
+from ticketlab.workflows.run import Machine, plan_on
 
 MAX_POINTS = 1000
 """More are a mistake in typing."""
@@ -123,7 +125,7 @@ def check_points(recipe: Path, points: Sequence[Point], machine: Machine, look: 
     wrong: dict[str, list[Point]] = {}
     for point in points:
         try:
-            plan = _plan(recipe, point, machine, loaded)
+            plan = plan_on(read_recipe(recipe, point.overrides), machine, partial(_load, loaded))
             if plan.name in names:
                 raise RecipeError(_same(names[plan.name], point))
             names[plan.name] = point
@@ -140,16 +142,15 @@ def check_points(recipe: Path, points: Sequence[Point], machine: Machine, look: 
     return found
 
 
-def _plan(recipe: Path, point: Point, machine: Machine, loaded: dict[DataSection, Data]) -> Plan:
-    """A point's plan; the data is read once for all points that use it in the same way."""
-    file = read_recipe(recipe, point.overrides)
+def _load(loaded: dict[DataSection, Data], file: RecipeFile, places: Places) -> tuple[RecipeFile, Data]:
+    """`load_data`, once for all points that use the data in the same way."""
     section = file.recipe.data
     if section in loaded:
-        return make_plan(file, loaded[section])
-    file, data = load_data(file, machine.places)
+        return file, loaded[section]
+    file, data = load_data(file, places)
     if data.stand_in_for is None:
         loaded[section] = data
-    return make_plan(file, data)
+    return file, data
 
 
 def _same(one: Point, other: Point) -> str:

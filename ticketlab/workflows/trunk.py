@@ -15,7 +15,7 @@ import torch
 from ticketlab.data.files import Places
 from ticketlab.errors import RunError
 from ticketlab.recipe_file import RecipeFile, read_recipe
-from ticketlab.runs.store import MANIFEST, RunStore
+from ticketlab.runs.store import RunStore
 from ticketlab.workflows.plan import Plan, load_data, make_plan
 from ticketlab.workflows.run import Event, Machine, Started, death_notice, prune_run, told
 from ticketlab.workflows.train_level import Notice, Settings
@@ -53,7 +53,9 @@ Train = Callable[[Plan, RunStore, Branch, Settings], Iterator[object]]
 
 
 def run_file(store: RunStore, overrides: Sequence[str] = ()) -> RecipeFile:
-    """The recipe that a run was made by."""
+    """The recipe that a run was made by; raises RunError for a run of another command."""
+    if store.kind != "prune":
+        raise RunError(f"{store.path}: was made by ticketlab {store.kind}; name a run of ticketlab prune")
     manifest = store.read_manifest()
     file = read_recipe(store.path / "recipe.yaml", overrides)
     # files of the user's own stand beside the recipe that the run was made from
@@ -77,17 +79,15 @@ def pruned(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool]) 
     return store
 
 
-def check_restarts(plan: Plan, store: RunStore) -> None:
+def check_restarts(plan: Plan) -> None:
     """Raise RunError for a run whose tickets are not masks over rewound weights."""
     recipe = plan.recipe
-    if store.kind != "prune":
-        raise RunError(f"{store.path}: was made by ticketlab {store.kind}; this is about a pruning run's tickets")
     if recipe.prunes_in_training:
-        raise RunError(f"{store.path}: method {recipe.method} goes on with its weights; no ticket restarts")
+        raise RunError(f"{plan.name}: method {recipe.method} goes on with its weights; no ticket restarts")
     if plan.has_channels:
-        raise RunError(f"{store.path}: its tickets are smaller networks, not masks")
+        raise RunError(f"{plan.name}: its tickets are smaller networks, not masks")
     if recipe.pruning.after != "rewind":
-        raise RunError(f"{store.path}: its tickets restart after '{recipe.pruning.after}', not from rewound weights")
+        raise RunError(f"{plan.name}: its tickets restart after '{recipe.pruning.after}', not from rewound weights")
 
 
 def finished_replicates(store: RunStore, level: int) -> list[int]:
@@ -115,7 +115,7 @@ def run_branches(
     hands = [list(branches[first::workers]) for first in range(workers)]
     jobs = {number: f"{hand[0].name} and {len(hand) - 1} more" for number, hand in enumerate(hands)}
     body = partial(_work_through, train, hands, machine, store.path, str(device))
-    for event in run_jobs(body, jobs, workers, should_stop, machine.engine, store.path / MANIFEST):
+    for event in run_jobs(body, jobs, workers, should_stop, machine.engine, store.witness):
         if isinstance(event, Died):
             yield death_notice(event)
         elif isinstance(event, Branched):

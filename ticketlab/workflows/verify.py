@@ -23,7 +23,7 @@ from ticketlab.workflows.run import Event, Machine, plan_on
 from ticketlab.workflows.stability import Effort, Spot, barriers_by_seed
 from ticketlab.workflows.stability_search import Question, stability_run
 from ticketlab.workflows.supermask import NO_MASK, supermask_run, untrained_accuracy
-from ticketlab.workflows.trunk import Branched, pruned, run_plan
+from ticketlab.workflows.trunk import Branched, check_restarts, pruned, run_plan
 
 RESULT = "claims.json"
 NEAR = 0.02
@@ -42,6 +42,8 @@ class Claim:
     section: ClaimSection
     level: int
     terms: tuple[str, ...]
+    levels: Mapping[str, int]
+    """Level of each of `others` in its own run."""
 
     @property
     def controls(self) -> list[str]:
@@ -51,7 +53,9 @@ class Claim:
     def place(self, term: str) -> tuple[tuple[str, ...], int]:
         """Overrides of the run, and the level in it, of a term that is no control."""
         which = self.section.others.get(term, ())
-        return which, 0 if term == "dense" and not which else self.level
+        if term in self.section.others:
+            return which, self.levels[term]
+        return which, 0 if term == "dense" else self.level
 
     @property
     def supermasks(self) -> list[tuple[str, str]]:
@@ -78,7 +82,7 @@ def verify_run(
 
     Raises RecipeError for claims that cannot be measured, RunError where nothing is there to judge.
     """
-    claims = find_claims(file, plan_on(file, machine))
+    claims = find_claims(file, partial(plan_on, machine=machine))
     seeds = max(file.recipe.replicates, *(claim.section.seeds for claim in claims))
     variants = dict.fromkeys(((), *(which for claim in claims for which in claim.section.others.values())))
     stores: dict[tuple[str, ...], RunStore] = {}
@@ -90,9 +94,12 @@ def verify_run(
             stores[which] = _existing(wanted, machine)
     if may_train:
         yield from _beside(claims, stores, machine, should_stop)
+    manifest = stores[()].read_manifest()
     record = {
         "run": str(stores[()].path),
         "recipe": file.path.stem,
+        "data": manifest.get("data"),
+        "stand_in_for": manifest.get("stand_in_for"),
         "claims": [_judged(claim, partial(_values, stores, machine, claim)) for claim in claims],
     }
     stores[()].write_result(RESULT, record)
@@ -121,8 +128,13 @@ def _beside(
         yield from (event for event in events if not isinstance(event, dict))
 
 
-def find_claims(file: RecipeFile, plan: Plan) -> list[Claim]:
-    """The recipe's claims; raises RecipeError that lists all that cannot be measured."""
+def find_claims(file: RecipeFile, planned: Callable[[RecipeFile], Plan]) -> list[Claim]:
+    """The recipe's claims; raises RecipeError that lists all that cannot be measured.
+
+    Args:
+        planned: Recipe → its plan on this machine.
+    """
+    plan = planned(file)
     found: list[Claim] = []
     problems: list[Problem] = []
     if not file.recipe.claims:
@@ -135,16 +147,19 @@ def find_claims(file: RecipeFile, plan: Plan) -> list[Claim]:
             problems.append(((*key, "that"), str(error)))
             continue
         problems += [((*key, "that"), message) for message in _wrong_names(section, names)]
+        levels: dict[str, int] = {}
         for name, overrides in section.others.items():
             try:
-                override(file, overrides)
-            except RecipeError as error:
+                levels[name] = _level_of_other(plan, planned(override(file, overrides)), section)
+            except TicketlabError as error:
                 problems.append(((*key, "others", name), str(error)))
         level = find_level(plan, section.at)
         if level is None:
             problems.append(((*key, "at"), f"no such level; there are {_levels(plan)}"))
         else:
-            found.append(Claim(section, level, names))
+            claim = Claim(section, level, names, levels)
+            problems += [((*key, "at"), message) for message in _wrong_place(claim, plan)]
+            found.append(claim)
     if problems:
         raise file.error(problems)
     return found
@@ -164,6 +179,29 @@ def _wrong_names(section: ClaimSection, names: Sequence[str]) -> Iterator[str]:
             yield f"'{name}' has no barrier; ticket and dense have one, and those of others"
 
 
+def _level_of_other(plan: Plan, other: Plan, section: ClaimSection) -> int:
+    """The level of another recipe that a claim is about; raises RecipeError where there is none."""
+    if other.name == plan.name:
+        raise RecipeError("is the very run that the claim is about; change a field that makes another one")
+    level = find_level(other, section.at)
+    if level is None:
+        raise RecipeError(f"has no such level; there are {_levels(other)}")
+    return level
+
+
+def _wrong_place(claim: Claim, plan: Plan) -> Iterator[str]:
+    """Why a claim's networks are not to be had at its level, or in its run."""
+    if claim.controls and claim.level == 0:
+        yield f"level 0 is the dense network, which has no {claim.controls[0]}; name a ticket's level"
+    if "dense" in claim.terms and plan.early_bird and "dense" not in claim.section.others:
+        yield "the dense network of an early-bird run stops with its last draw; it is no measure"
+    if claim.controls or claim.section.metric == BARRIER:
+        try:
+            check_restarts(plan)
+        except RunError as error:
+            yield str(error)
+
+
 def _supermask(name: str) -> list[tuple[str, str]]:
     """Criterion and kind of weights, for a name of that form; else nothing."""
     head, *rest = name.split(".")
@@ -172,7 +210,7 @@ def _supermask(name: str) -> list[tuple[str, str]]:
 
 def densities(plan: Plan) -> list[float]:
     """Density of each level of a plan."""
-    total = sum(plan.sizes.values())
+    total = sum(plan.judged.values())
     return [sum(plan.keeps(level)) / total for level in range(plan.levels + 1)]
 
 
@@ -219,10 +257,10 @@ def _judged(claim: Claim, values: Callable[[str], Values]) -> dict[str, Any]:
     section = claim.section
     try:
         found = measured(section.that, {name: values(name) for name in claim.terms})
-    except ZeroDivisionError as error:
-        raise TicketlabError(f"claim '{section.claim}': '{section.that}' divides by zero") from error
+    except ZeroDivisionError:
+        found = None  # of one claim nothing can be said; the others have their verdicts
     decided = verdict(found, claim.bounds, section.seeds)
-    more = seeds_to_decide(found, claim.bounds) if found and decided == "not enough seeds" else None
+    more = seeds_to_decide(found, claim.bounds, section.seeds) if found and decided == "not enough seeds" else None
     return {
         "claim": section.claim,
         "source": section.source,
