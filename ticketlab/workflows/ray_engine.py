@@ -115,7 +115,7 @@ def _cluster(address: str | None, workers: int) -> Iterator[Any]:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)  # Ray has taken it for itself
         try:
-            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            resources: dict[str, float] = ray.cluster_resources()
             if resources.get("CPU", 0) < 1:
                 raise TicketlabError("the Ray cluster has no CPU to give; start its nodes with --num-cpus 1 or more")
             yield ray
