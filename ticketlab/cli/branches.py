@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,67 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from ticketlab.cli.progress import drawn_line
 from ticketlab.cli.render import console, note
-from ticketlab.errors import TicketlabError
+from ticketlab.errors import RecipeError, RunError, TicketlabError
 from ticketlab.recipe_file import RecipeFile, read_recipe
-from ticketlab.runs.store import Level, RunStore, find_run
+from ticketlab.runs.store import Level, RunStore, find_run, is_kind, list_runs
 from ticketlab.steps import Duration, parse_duration
 from ticketlab.workflows.run import Event, Started
 from ticketlab.workflows.stability import Line
-from ticketlab.workflows.train_level import Notice
+from ticketlab.workflows.sweep_points import points_of
+from ticketlab.workflows.train_level import Drawn, Notice
 from ticketlab.workflows.train_level import Progress as StepProgress
-from ticketlab.workflows.trunk import Branched
+from ticketlab.workflows.trunk import Branch, Branched
+
+Choose = Callable[[Path], RunStore]
+"""Folder of runs → the run that is meant where none is named."""
 
 
-def trunk(name: str | None, overrides: Sequence[str], runs: Path) -> RunStore | RecipeFile:
-    """The run or the recipe that a user named; of a run nothing can be changed."""
+def newest(runs: Path) -> RunStore:
+    """The newest pruning run."""
+    return find_run(runs, None, "prune")
+
+
+def newest_claiming(runs: Path) -> RunStore:
+    """The newest pruning run whose recipe claims something; raises RunError where there is none."""
+    for store in reversed(list_runs(runs)):
+        if is_kind(store, "prune") and _claims(store):
+            return store
+    raise RunError(f"no run in {runs} has a recipe with claims; name one: ticketlab verify RECIPE")
+
+
+def _claims(store: RunStore) -> bool:
+    """Whether a run's recipe claims something; a damaged one claims nothing, and hides no other."""
+    try:
+        return bool(read_recipe(store.path / "recipe.yaml").recipe.claims)
+    except RecipeError:
+        return False
+
+
+def run(name: str | None, runs: Path, quiet: bool, choose: Choose = newest) -> RunStore:
+    """The run that a user named; without a name one is chosen, and the user is told which."""
+    if name is not None:
+        return find_run(runs, name, "prune")
+    store = choose(runs)
+    if not quiet:
+        note(f"run: {store.name}")
+    return store
+
+
+def trunk(
+    name: str | None, overrides: Sequence[str], runs: Path, quiet: bool, choose: Choose = newest
+) -> RunStore | RecipeFile:
+    """The run or the recipe that a user named; of a run nothing can be changed, and a recipe is one, not a sweep."""
     if name is not None and name.endswith((".yaml", ".yml")):
+        (point, *more) = points_of(overrides)
+        if more:
+            fields = ", ".join(field for field, _ in point.swept)
+            raise TicketlabError(f"--set {fields}: lists of values (sweeps) belong to ticketlab prune; give one value")
         return read_recipe(Path(name), overrides)
     if overrides:
         raise TicketlabError(f"--set {overrides[0]}: the run is trained already; name a recipe to change its fields")
-    return find_run(runs, name, "prune")
+    return run(name, runs, quiet, choose)
 
 
 def levels(text: str | None) -> list[int] | None:
@@ -53,6 +95,8 @@ def follow(events: Iterable[Event | Branched | dict[str, Any]], quiet: bool) -> 
     screen = console(stderr=True)
     bars = _Bars(screen, screen.is_terminal and not quiet)
     record: dict[str, Any] = {}
+    # a worker that died is started again and tells its finished trainings once more
+    told: set[tuple[Branch | None, int, int, Line | None]] = set()
     with bars.progress if bars.is_shown else nullcontext():
         for event in events:
             if isinstance(event, Notice):
@@ -63,16 +107,22 @@ def follow(events: Iterable[Event | Branched | dict[str, Any]], quiet: bool) -> 
                 if not quiet:
                     note(f"{event.store.name}: {event.plan.recipe.replicates} × {event.plan.levels + 1} levels")
             else:
-                branch, seen = (event.branch.name, event.seen) if isinstance(event, Branched) else ("", event)
+                of, seen = (event.branch, event.seen) if isinstance(event, Branched) else (None, event)
+                branch = of.name if of else ""
                 if isinstance(seen, StepProgress):
                     bars.move(branch or f"replicate {seen.replicate}, level {seen.level}", seen)
                 elif isinstance(seen, Notice) and not quiet:
                     note(f"{branch}: {seen.text}")
+                elif isinstance(seen, Drawn):
+                    if not quiet:
+                        note(drawn_line(seen))
                 elif isinstance(seen, Level | Line):
                     name = branch or f"replicate {seen.replicate}, level {seen.level}"
                     bars.finish(name)
-                    if not quiet:
+                    key = (of, seen.replicate, seen.level, seen if isinstance(seen, Line) else None)
+                    if not quiet and key not in told:
                         note(_line(name, seen))
+                    told.add(key)
     return record
 
 

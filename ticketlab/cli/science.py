@@ -64,7 +64,7 @@ def controls(
 
         levels, names = branches.levels(level), branches.names(control)
         machine = Machine(runs, places_of(data), device, workers, threads, engine=Engine(engine, address))
-        trunk = branches.trunk(run, overrides or (), runs)
+        trunk = branches.trunk(run, overrides or (), runs, quiet)
         findings.controls(branches.follow(controls_of(trunk, levels, names, machine, should_stop), quiet), json)
 
 
@@ -100,14 +100,13 @@ def supermask(
     """Lay masks over weights that are never trained: masks of the trained network, or masks that are learned."""
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
         from ticketlab.cli import branches, findings
-        from ticketlab.runs.store import find_run
         from ticketlab.workflows.learn_mask import ask_learning
         from ticketlab.workflows.run import Machine
         from ticketlab.workflows.supermask import supermask_run
 
         learning = ask_learning(learn, weights, density, rescale, steps, lr)
         names = branches.names(criterion)
-        store = find_run(runs, run, "prune")
+        store = branches.run(run, runs, quiet)
         machine = Machine(runs, places_of(data), device, workers, threads)
         events = supermask_run(store, names, learning, machine, should_stop)
         findings.supermasks(branches.follow(events, quiet), json)
@@ -135,7 +134,7 @@ def verify(
         from ticketlab.workflows.trunk import run_file
         from ticketlab.workflows.verify import verify_run
 
-        found = branches.trunk(recipe, overrides or (), runs)
+        found = branches.trunk(recipe, overrides or (), runs, quiet, branches.newest_claiming)
         file = run_file(found) if isinstance(found, RunStore) else found
         where = found.path.parent if isinstance(found, RunStore) else runs
         machine = Machine(where, places_of(data), device, workers, threads)
@@ -193,5 +192,5 @@ def stability(
             Effort(copies, points),
         )
         machine = Machine(runs, places_of(data), device, workers, threads)
-        trunk = branches.trunk(run, overrides or (), runs)
+        trunk = branches.trunk(run, overrides or (), runs, quiet)
         findings.stability(branches.follow(stability_of(trunk, question, machine, should_stop), quiet), json)

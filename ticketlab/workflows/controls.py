@@ -17,7 +17,7 @@ from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.run import Event, Machine, plan_on
+from ticketlab.workflows.run import Event, Machine, plan_on, told
 from ticketlab.workflows.tickets import replicate_seed, ticket_facts
 from ticketlab.workflows.train_level import LevelTask, Notice, Settings, train_level
 from ticketlab.workflows.trunk import (
@@ -103,7 +103,7 @@ def control_run(
         for name in chosen
     ]
     missing = [one for one in branches if not store.part(one.folder).has_level(one.replicate, one.level)]
-    with store.lock():
+    with told(store), store.lock():
         yield from run_branches(store, missing, train_control, machine, should_stop)
         records = [_keep(store, level, replicates[level], plan.steps) for level in levels]
         if len(records) > 1:

@@ -12,7 +12,7 @@ from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.store import RunStore
 from ticketlab.steps import Duration
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.run import Event, Machine, plan_on
+from ticketlab.workflows.run import Event, Machine, plan_on, told
 from ticketlab.workflows.stability import TRAIN_SAMPLE, Effort, Spot, analyse, spot_row
 from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.trunk import Branched, check_restarts, finished_replicates, pruned, run_plan
@@ -61,13 +61,13 @@ class Asked:
 
     def rewound(self, level: int, step: int) -> Plan:
         """The plan of the same run with another rewind step, as deep as a level; deeper, where there is one already."""
-        overrides = [f"pruning.rewind={step}it", f"pruning.levels={level}"]
-        plan = run_plan(self.store, self.machine.places, overrides)
+        overrides = [f"pruning.rewind={step}it", "claims=[]"]
+        plan = run_plan(self.store, self.machine.places, [*overrides, f"pruning.levels={level}"])
         kept = self.store.path.parent / plan.name / "recipe.yaml"
         deepest = read_recipe(kept).recipe.pruning.levels if kept.exists() else 0
         if deepest <= level:
             return plan
-        return run_plan(self.store, self.machine.places, [overrides[0], f"pruning.levels={deepest}"])
+        return run_plan(self.store, self.machine.places, [*overrides, f"pruning.levels={deepest}"])
 
 
 def stability_of(
@@ -91,14 +91,15 @@ def stability_run(
     check_restarts(plan)
     asked = Asked(store, plan, question, machine, should_stop)
     levels, steps = _levels(asked), _steps(asked)
-    if question.is_search:
-        record = yield from _search(asked)
-    else:
-        spots = [asked.spot(level, step) for level in levels for step in steps]
-        yield from _look(asked, spots)
-        record = _record(asked, spots)
-    store.write_result(f"{question.folder}/stability.json", record)
-    _show(store, question, record)
+    with told(store):
+        if question.is_search:
+            record = yield from _search(asked)
+        else:
+            spots = [asked.spot(level, step) for level in levels for step in steps]
+            yield from _look(asked, spots)
+            record = _record(asked, spots)
+        store.write_result(f"{question.folder}/stability.json", record)
+        _show(store, question, record)
     yield record
 
 

@@ -36,7 +36,7 @@ from ticketlab.workflows.learn_mask import (
     weights_of_kind,
 )
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.run import Machine
+from ticketlab.workflows.run import Machine, told
 from ticketlab.workflows.tickets import Observed, flip_evidence, mask_by_criterion, replicate_seed
 from ticketlab.workflows.train_level import Notice, Progress, Settings
 from ticketlab.workflows.trunk import Branch, Branched, finished_replicates, run_branches, run_plan
@@ -73,7 +73,7 @@ def supermask_run(
     replicates = finished_replicates(store, 0)
     chosen = [] if learning else list(dict.fromkeys(names)) or list(ONE_SHOT)
     _check_criteria(store, chosen, replicates)
-    with store.lock():
+    with told(store), store.lock():
         missing = [number for number in replicates if not _has_judged(store, number, chosen)]
         judged = [Branch(f"{FOLDER}/one_shot", number, 0) for number in missing]
         yield from run_branches(store, judged, partial(judge_masks, chosen), machine, should_stop)

@@ -19,7 +19,7 @@ from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.controls import control_folder, control_run
 from ticketlab.workflows.learn_mask import WEIGHTS
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.run import Event, Machine, plan_on
+from ticketlab.workflows.run import Event, Machine, plan_on, told
 from ticketlab.workflows.stability import Effort, Spot, barriers_by_seed
 from ticketlab.workflows.stability_search import Question, stability_run
 from ticketlab.workflows.supermask import NO_MASK, supermask_run, untrained_accuracy
@@ -87,22 +87,25 @@ def verify_run(
     variants = dict.fromkeys(((), *(which for claim in claims for which in claim.section.others.values())))
     stores: dict[tuple[str, ...], RunStore] = {}
     for which in variants:
-        wanted = override(file, [*which, f"replicates={seeds}"])
+        # the claims are of this recipe's run; another one, newer than it, must not be taken for it
+        wanted = override(file, [*which, f"replicates={seeds}", *(["claims=[]"] if which else [])])
         if may_train:
             stores[which] = yield from pruned(wanted, machine, should_stop)
         else:
             stores[which] = _existing(wanted, machine)
     if may_train:
         yield from _beside(claims, stores, machine, should_stop)
-    manifest = stores[()].read_manifest()
-    record = {
-        "run": str(stores[()].path),
-        "recipe": file.path.stem,
-        "data": manifest.get("data"),
-        "stand_in_for": manifest.get("stand_in_for"),
-        "claims": [_judged(claim, partial(_values, stores, machine, claim)) for claim in claims],
-    }
-    stores[()].write_result(RESULT, record)
+    own = stores[()]
+    with told(own):
+        manifest = own.read_manifest()
+        record = {
+            "run": str(own.path),
+            "recipe": file.path.stem,
+            "data": manifest.get("data"),
+            "stand_in_for": manifest.get("stand_in_for"),
+            "claims": [_judged(claim, partial(_values, stores, machine, claim)) for claim in claims],
+        }
+        own.write_result(RESULT, record)
     yield record
 
 
