@@ -20,11 +20,12 @@ from ticketlab.seeds import derive_seed
 from ticketlab.steps import Duration
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.stability import Effort, copy_task, errors_of, is_clear, train_sample, verdict
-from ticketlab.workflows.stability_search import Asked, Question, stability_run
+from ticketlab.workflows.stability_search import Asked, Question, stability_of, stability_run
 from ticketlab.workflows.train_level import Notice, Settings, train_level
 from ticketlab.workflows.trunk import Branch, run_plan
 
 FEW = Effort(copies=2, points=3)
+EARLY_BIRD = ("method=early_bird", "pruning={rate: 0.2}", "early_bird={densities: [0.5], every: 4it, window: 2}")
 
 
 @pytest.fixture
@@ -279,6 +280,22 @@ def test_a_run_that_rewinds_there_already_is_taken_as_it_is(pruned):
     assert asked.rewound(1, 10).recipe.pruning.levels == 2, "more levels than asked for stay in its recipe"
 
 
+def test_steps_are_compared_with_the_replicates_of_the_run_in_question_alone(pruned):
+    other, _ = pruned("pruning.levels=1", "pruning.rewind=10it", "replicates=2")
+    store, machine = pruned("pruning.levels=1")
+    record = look(store, machine, levels=(1,), at=(Duration(0, "it"), Duration(10, "it")))
+    assert [(row["run"], row["replicates"]) for row in record["rows"]] == [(store.name, [1]), (other.name, [1])]
+    assert [row["barrier"]["validation"]["n"] for row in record["rows"]] == [1, 1]
+    assert at(other, 1, 10).part("copy_1").replicates() == [1], "no copy that is not compared is trained"
+
+
+def test_a_run_that_is_made_for_another_step_has_the_replicates_of_the_run_in_question(pruned):
+    pruned("pruning.levels=1", "replicates=2")
+    store, machine = pruned("pruning.levels=1")  # its recipe now asks for one; the second is still there
+    record = look(store, machine, levels=(1,), at=(Duration(10, "it"),))
+    assert record["rows"][0]["replicates"] == [1, 2]
+
+
 def test_a_search_starts_at_zero_and_is_over_when_that_is_stable(pruned, monkeypatch):
     store, machine = pruned("pruning.levels=1")
     monkeypatch.setattr("ticketlab.workflows.stability.STABLE_BELOW", 1.1)
@@ -312,6 +329,26 @@ def test_what_cannot_be_asked_is_said_before_anything_starts(pruned, question, s
         look(store, machine, **question)
     assert caught.value.exit_code == 2
     assert not (store.path / "stability").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "question", "said"),
+    [
+        ((), {"levels": (3,)}, "has levels 0 to 2, not 3"),
+        ((), {"levels": (0,), "at": (Duration(30, "it"),)}, "30it is step 30: not before the end of training"),
+        ((), {"is_search": True}, "--bisect is of one level"),
+        (("pruning.after=finetune",), {}, "its tickets restart after 'finetune'"),
+        (EARLY_BIRD, {"levels": (1,), "at": (Duration(20, "it"),)}, "method early_bird have .* leave --at out"),
+        (EARLY_BIRD, {"levels": (1,), "is_search": True}, "method early_bird have .* give --bisect --level 0"),
+        (EARLY_BIRD, {"at": (Duration(20, "it"),)}, "tickets of method early_bird have their own step only"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_recipe_is_said_before_it_is_run(tiny, places, tmp_path, overrides, question, said):
+    machine = Machine(tmp_path / "runs", places, "cpu", workers=1)
+    with pytest.raises(TicketlabError, match=said) as caught:
+        list(stability_of(tiny(*overrides), Question(**question), machine))
+    assert caught.value.exit_code == 2
+    assert not machine.runs.exists()
 
 
 def test_a_run_whose_tickets_do_not_rewind_is_refused(pruned):

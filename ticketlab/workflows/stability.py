@@ -6,8 +6,8 @@
                      the error at points of the line between each two ends
 
 Source: Frankle, Dziugaite, Roy & Carbin 2020, "Linear mode connectivity and the lottery ticket hypothesis", sections 2
-to 4, algorithms 1 and 2. Differs from it in what decides: the error on validation examples, because the test set is for
-the ends of training alone.
+to 4, algorithms 1 and 2. Differs from it in what decides: the error on validation examples. The test set is read where
+a training ends, that of a copy or of the dense network to step k; no verdict looks at it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Machine
 from ticketlab.workflows.tickets import dense_ticket, replicate_seed, ticket_weights
 from ticketlab.workflows.train_level import LevelTask, Notice, Progress, Settings, train_level
-from ticketlab.workflows.trunk import Branch, Branched, finished_replicates, run_branches
+from ticketlab.workflows.trunk import Branch, Branched, run_branches
 
 TRAIN_SAMPLE = 10_000
 """Training examples, at most, whose error is read on the line, and which batch norms are given their statistics by."""
@@ -61,6 +61,8 @@ class Spot:
     store: RunStore
     level: int
     step: int
+    replicates: tuple[int, ...]
+    """Those that are looked at."""
 
     @property
     def folder(self) -> str:
@@ -122,7 +124,7 @@ def analyse(
 
 
 def _replicated(spots: Sequence[Spot]) -> list[tuple[Spot, int]]:
-    return [(spot, replicate) for spot in spots for replicate in finished_replicates(spot.store, spot.level)]
+    return [(spot, replicate) for spot in spots for replicate in spot.replicates]
 
 
 def train_trunk(plan: Plan, store: RunStore, branch: Branch, settings: Settings) -> Iterator[object]:
@@ -254,14 +256,13 @@ def spot_row(spot: Spot, effort: Effort, steps: int) -> dict[str, Any]:
     Args:
         steps: Of the whole training.
     """
-    replicates = finished_replicates(spot.store, spot.level)
-    lines = [_lines(spot, number, effort) for number in replicates]
+    lines = [_lines(spot, number, effort) for number in spot.replicates]
     tests = [
         statistics.fmean(
             1 - spot.copy(number).read_level(replicate, spot.level).final_test_accuracy
             for number in range(1, effort.copies + 1)
         )
-        for replicate in replicates
+        for replicate in spot.replicates
     ]
     barriers = {split: [_mean_barrier(own, split) for own in lines] for split in SPLITS}
     ends = {split: [statistics.fmean((line[split][0] + line[split][-1]) / 2 for line in own) for own in lines]
@@ -270,10 +271,10 @@ def spot_row(spot: Spot, effort: Effort, steps: int) -> dict[str, Any]:
     return {
         "run": spot.store.name,
         "level": spot.level,
-        "density": spot.store.read_level(replicates[0], spot.level).density,
+        "density": spot.store.read_level(spot.replicates[0], spot.level).density,
         "step": spot.step,
         "share": spot.step / steps,
-        "replicates": replicates,
+        "replicates": list(spot.replicates),
         "verdict": verdict(decisive),
         "is_clear": is_clear(decisive),
         "barrier": {split: asdict(estimate(found)) for split, found in barriers.items()},
@@ -286,7 +287,7 @@ def spot_row(spot: Spot, effort: Effort, steps: int) -> dict[str, Any]:
 
 def barriers_by_seed(spot: Spot, effort: Effort) -> dict[int, float]:
     """Seed → barrier on validation examples, a mean over the pairs of copies; of replicates that have it."""
-    numbers = [number for number in spot.store.replicates() if _is_walked(spot.part, number, effort)]
+    numbers = [number for number in spot.replicates if _is_walked(spot.part, number, effort)]
     return {
         spot.store.read_level(number, spot.level).seed: _mean_barrier(_lines(spot, number, effort), "validation")
         for number in numbers

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ticketlab.errors import TicketlabError
+from ticketlab.errors import RunError, TicketlabError
 from ticketlab.pruning.connectivity import STABLE_BELOW, bracket, next_probe
 from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.store import RunStore
@@ -54,14 +54,19 @@ class Asked:
     should_stop: Callable[[], bool]
 
     def spot(self, level: int, step: int) -> Spot:
-        """Where a level at a step is found: in this run, or in one that rewinds to that step."""
+        """Where a level at a step is found: in this run, or in one that rewinds to that step.
+
+        Both have the replicates of this run, so that steps are compared seed by seed.
+        """
+        replicates = tuple(finished_replicates(self.store, level))
         if level == 0 or step == self.plan.rewind:
-            return Spot(self.store, level, step)
-        return Spot(RunStore(self.store.path.parent / self.rewound(level, step).name), level, step)
+            return Spot(self.store, level, step, replicates)
+        return Spot(RunStore(self.store.path.parent / self.rewound(level, step).name), level, step, replicates)
 
     def rewound(self, level: int, step: int) -> Plan:
         """The plan of the same run with another rewind step, as deep as a level; deeper, where there is one already."""
-        overrides = [f"pruning.rewind={step}it", "claims=[]"]
+        replicates = max(finished_replicates(self.store, level))
+        overrides = [f"pruning.rewind={step}it", f"replicates={replicates}", "claims=[]"]
         plan = run_plan(self.store, self.machine.places, [*overrides, f"pruning.levels={level}"])
         kept = self.store.path.parent / plan.name / "recipe.yaml"
         deepest = read_recipe(kept).recipe.pruning.levels if kept.exists() else 0
@@ -71,11 +76,17 @@ class Asked:
 
 
 def stability_of(
-    trunk: RunStore | RecipeFile, question: Question, machine: Machine, should_stop: Callable[[], bool]
+    trunk: RunStore | RecipeFile,
+    question: Question,
+    machine: Machine,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event | Branched | dict[str, Any]]:
-    """`stability_run` of a run, or of a recipe that is run first."""
+    """`stability_run` of a run, or of a recipe that is run first; what cannot be is told before."""
     if not isinstance(trunk, RunStore):
-        check_restarts(plan_on(trunk, machine))
+        plan = plan_on(trunk, machine)
+        if wrong := [level for level in question.levels if level > plan.levels]:
+            raise RunError(f"{plan.name}: has levels 0 to {plan.levels}, not {wrong[0]}")
+        starting_steps(plan, question, question.levels or range(plan.levels + 1))
     store = trunk if isinstance(trunk, RunStore) else (yield from pruned(trunk, machine, should_stop))
     yield from stability_run(store, question, machine, should_stop)
 
@@ -88,9 +99,9 @@ def stability_run(
     Raises TicketlabError before anything starts for a level, a step or a kind of run that cannot be looked at.
     """
     plan = run_plan(store, machine.places)
-    check_restarts(plan)
+    levels = _levels(store, question)
+    steps = starting_steps(plan, question, levels)
     asked = Asked(store, plan, question, machine, should_stop)
-    levels, steps = _levels(asked), _steps(asked)
     with told(store):
         if question.is_search:
             record = yield from _search(asked)
@@ -103,17 +114,17 @@ def stability_run(
     yield record
 
 
-def _levels(asked: Asked) -> list[int]:
+def _levels(store: RunStore, question: Question) -> list[int]:
     """The levels in question; raises RunError for one that the run does not have."""
-    for level in asked.question.levels or (0,):
-        finished_replicates(asked.store, level)
-    every = range(max(len(asked.store.levels(number)) for number in asked.store.replicates()))
-    return list(asked.question.levels or every)
+    for level in question.levels or (0,):
+        finished_replicates(store, level)
+    every = range(max(len(store.levels(number)) for number in store.replicates()))
+    return list(question.levels or every)
 
 
-def _steps(asked: Asked) -> list[int]:
-    """The steps in question; raises TicketlabError for one beyond the training."""
-    plan, question = asked.plan, asked.question
+def starting_steps(plan: Plan, question: Question, levels: Sequence[int]) -> list[int]:
+    """The steps at which copies of some levels begin; raises TicketlabError for a question that has no answer."""
+    check_restarts(plan)
     if question.is_search and (len(question.levels) != 1 or question.at):
         raise TicketlabError(
             "--bisect is of one level, and chooses the steps itself: name one --level, and leave --at out"
@@ -124,14 +135,23 @@ def _steps(asked: Asked) -> list[int]:
         raise TicketlabError(f"{', '.join(late)}: not before the end of training at step {plan.steps}")
     if question.resolution is not None and not question.is_search:
         raise TicketlabError("a resolution belongs to a search for the smallest stable step: --bisect")
-    if question.is_search and not 0 < _resolution(asked) < plan.steps:
-        raise TicketlabError(f"a resolution of {_resolution(asked)} steps: give 1 to {plan.steps - 1}")
-    return sorted(set(steps.values())) or [plan.rewind]
+    if question.is_search and not 0 < _resolution(plan, question) < plan.steps:
+        raise TicketlabError(f"a resolution of {_resolution(plan, question)} steps: give 1 to {plan.steps - 1}")
+    found = sorted(set(steps.values())) or [plan.rewind]
+    if any(levels) and (question.is_search or found != [plan.rewind]) and not _can_rewind_elsewhere(plan):
+        way_out = "give --bisect --level 0" if question.is_search else "leave --at out"
+        raise RunError(f"{plan.name}: tickets of method {plan.recipe.method} have their own step only; {way_out}")
+    return found
 
 
-def _resolution(asked: Asked) -> int:
-    given = asked.question.resolution
-    return max(1, asked.plan.steps // 20) if given is None else given.steps(asked.plan.steps_per_epoch)
+def _can_rewind_elsewhere(plan: Plan) -> bool:
+    """Whether the same recipe with another rewind step finds tickets of that step, level by level."""
+    return plan.recipe.method in ("imp", "oneshot")
+
+
+def _resolution(plan: Plan, question: Question) -> int:
+    given = question.resolution
+    return max(1, plan.steps // 20) if given is None else given.steps(plan.steps_per_epoch)
 
 
 def _look(asked: Asked, spots: Sequence[Spot]) -> Events:
@@ -140,7 +160,7 @@ def _look(asked: Asked, spots: Sequence[Spot]) -> Events:
     for spot in missing.values():
         yield Notice(
             f"{spot.title}: its ticket is one of a run that rewinds to step {spot.step}; {spot.store.name} is made "
-            f"first, levels 0 to {spot.level} with replicates: {asked.plan.recipe.replicates}"
+            f"first, levels 0 to {spot.level} with replicates: {max(spot.replicates)}"
         )
     for spot in missing.values():
         machine = replace(asked.machine, runs=asked.store.path.parent)
@@ -152,15 +172,14 @@ def _look(asked: Asked, spots: Sequence[Spot]) -> Events:
 
 def _is_missing(asked: Asked, spot: Spot) -> bool:
     """Whether another run lacks the level; one's own has it."""
-    replicates = range(1, asked.plan.recipe.replicates + 1)
     return spot.store.path != asked.store.path and any(
-        len(spot.store.levels(number)) <= spot.level for number in replicates
+        len(spot.store.levels(number)) <= spot.level for number in spot.replicates
     )
 
 
 def _search(asked: Asked) -> Generator[Event | Branched, None, dict[str, Any]]:
     """The smallest stable step of a level, by the mean barrier over replicates at each probe."""
-    (level,), steps, resolution = asked.question.levels, asked.plan.steps, _resolution(asked)
+    (level,), steps, resolution = asked.question.levels, asked.plan.steps, _resolution(asked.plan, asked.question)
     probes: list[Spot] = []
     found: dict[int, bool] = {}
     while (step := next_probe(found, steps, resolution)) is not None:

@@ -246,7 +246,8 @@ def _values(stores: Mapping[tuple[str, ...], RunStore], machine: Machine, claim:
     which, level = claim.place(term)
     store = stores[which]
     if claim.section.metric == BARRIER:
-        return barriers_by_seed(Spot(store, level, run_plan(store, machine.places).rewind), Effort())
+        rewind = run_plan(store, machine.places).rewind
+        return barriers_by_seed(Spot(store, level, rewind, tuple(store.replicates())), Effort())
     folder = store.part(f"{control_folder(level)}/{term}") if term in claim.controls else store
     found = [folder.read_level(number, level) for number in store.replicates() if folder.has_level(number, level)]
     return {one.seed: _metric(one, claim.section.metric) for one in found}
