@@ -7,7 +7,7 @@ import pytest
 from support import TINY
 from typer.testing import CliRunner
 
-from ticketlab.cli import branches
+from ticketlab.cli import branches, findings
 from ticketlab.cli.app import app
 from ticketlab.cli.findings import _measured, _spoken
 from ticketlab.runs.store import Level, RunStore
@@ -155,6 +155,15 @@ def test_verify_tells_each_claim_and_exits_with_3_where_one_fails(ticketlab, wri
         assert {"claim", "source", "expected", "measured", "verdict"} <= set(one)
     kept = ticketlab("verify", write_recipe(TINY + CLAIMS.replace("at_least: 1", "at_least: -1"), "claiming.yaml"))
     assert kept.exit_code == 0, kept.stderr
+
+
+def test_tables_of_stand_in_data_say_so(capsys):
+    one = {"mean": 0.5, "low": None, "high": None, "n": 1}
+    record = {"run": "runs/tiny", "data": "mnist_5k", "stand_in_for": "mnist"}
+    findings.supermasks({**record, "trained": one, "no_mask": [], "one_shot": [], "learned": []}, json=False)
+    findings.stability({**record, "rows": [], "search": None, "folder": "runs/tiny/stability"}, json=False)
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("runs/tiny on mnist_5k (STAND-IN for mnist): ") == 2
 
 
 def test_figures_are_told_in_their_own_units():

@@ -168,6 +168,7 @@ def test_every_level_is_looked_at_where_the_run_rewinds_to(pruned):
         assert [lines[0]["validation"][0], lines[0]["validation"][2]] == pytest.approx(
             [1 - end.final_val_accuracy for end in ends[:2]]
         )
+    assert (record["data"], record["stand_in_for"]) == ("digits", None)
     assert store.read_result("stability/stability.json") == record
     for name in ("line.png", "line.svg", "barrier.png", "barrier.svg"):
         assert (store.path / "stability" / name).stat().st_size > 1000

@@ -24,6 +24,7 @@ from ticketlab.workflows.trunk import (
     Branch,
     Branched,
     check_restarts,
+    data_facts,
     finished_replicates,
     pruned,
     run_branches,
@@ -191,7 +192,6 @@ def control_record(
     store: RunStore, level: int, names: Sequence[str], replicates: Sequence[int], steps: int
 ) -> dict[str, Any]:
     """What came of it, as one JSON object; no dense network where training of it ended before `steps`."""
-    manifest = store.read_manifest()
     ticket = [store.read_level(number, level) for number in replicates]
     others = {
         name: [store.part(f"{control_folder(level)}/{name}").read_level(number, level) for number in replicates]
@@ -200,8 +200,7 @@ def control_record(
     dense = [store.read_level(number, 0) for number in replicates]
     return {
         "run": str(store.path),
-        "data": manifest.get("data"),
-        "stand_in_for": manifest.get("stand_in_for"),
+        **data_facts(store),
         "level": level,
         "density": ticket[0].density,
         "seeds": [one.seed for one in ticket],

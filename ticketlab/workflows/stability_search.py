@@ -15,7 +15,7 @@ from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Event, Machine, plan_on, told
 from ticketlab.workflows.stability import TRAIN_SAMPLE, Effort, Spot, analyse, spot_row
 from ticketlab.workflows.train_level import Notice
-from ticketlab.workflows.trunk import Branched, check_restarts, finished_replicates, pruned, run_plan
+from ticketlab.workflows.trunk import Branched, check_restarts, data_facts, finished_replicates, pruned, run_plan
 
 Events = Generator[Event | Branched, None, None]
 
@@ -197,6 +197,7 @@ def _record(asked: Asked, spots: Sequence[Spot]) -> dict[str, Any]:
     effort, plan = asked.question.effort, asked.plan
     return {
         "run": str(asked.store.path),
+        **data_facts(asked.store),
         "steps": plan.steps,
         "copies": effort.copies,
         "points": effort.points,

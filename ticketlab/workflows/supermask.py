@@ -25,6 +25,7 @@ from ticketlab.report import estimate
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.training.loop import evaluate
+from ticketlab.training.recalibrate import recalibrate_
 from ticketlab.workflows.learn_mask import (
     WEIGHTS,
     Learning,
@@ -37,9 +38,10 @@ from ticketlab.workflows.learn_mask import (
 )
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Machine, told
+from ticketlab.workflows.stability import train_sample
 from ticketlab.workflows.tickets import Observed, flip_evidence, mask_by_criterion, replicate_seed
 from ticketlab.workflows.train_level import Notice, Progress, Settings
-from ticketlab.workflows.trunk import Branch, Branched, finished_replicates, run_branches, run_plan
+from ticketlab.workflows.trunk import Branch, Branched, data_facts, finished_replicates, run_branches, run_plan
 
 ONE_SHOT = (
     "magnitude", "large_final_same_sign", "magnitude_increase", "magnitude_increase_same_sign", "movement",
@@ -192,14 +194,17 @@ def one_shot_masks(plan: Plan, store: RunStore, replicate: int, initial: State) 
 
 
 class _Untrained:
-    """A network that is given weights and never trained."""
+    """A network that is given weights and never trained; batch norms are given the statistics of a training sample."""
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
         self.model: nn.Module = plan.build(0).to(device)
+        self._sample = train_sample(plan).to(device)
 
     def accuracy(self, weights: State, mask: Mask, examples: Examples) -> float:
         """Accuracy of mask ⊙ weights, a fraction of 1."""
         self.model.load_state_dict(masked(weights, mask))
+        # running statistics of before any training are 0 and 1, those of no network
+        recalibrate_(self.model, self._sample)
         return evaluate(self.model, examples)[1]
 
 
@@ -212,6 +217,7 @@ def supermask_record(store: RunStore, plan: Plan, replicates: Sequence[int]) -> 
     unmasked = [one_shot.read_result(f"replicate_{number}/{UNMASKED}") for number in replicates]
     return {
         "run": str(store.path),
+        **data_facts(store),
         "seeds": [replicate_seed(plan, number) for number in replicates],
         "trained": _accuracy([store.read_level(number, 0).final_test_accuracy for number in replicates]),
         "no_mask": [

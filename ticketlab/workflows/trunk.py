@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -88,6 +89,12 @@ def check_restarts(plan: Plan) -> None:
         raise RunError(f"{plan.name}: its tickets are smaller networks, not masks")
     if recipe.pruning.after != "rewind":
         raise RunError(f"{plan.name}: its tickets restart after '{recipe.pruning.after}', not from rewound weights")
+
+
+def data_facts(store: RunStore) -> dict[str, Any]:
+    """For records: the data that a run was made on, and which it stands in for, if any."""
+    manifest = store.read_manifest()
+    return {"data": manifest.get("data"), "stand_in_for": manifest.get("stand_in_for")}
 
 
 def finished_replicates(store: RunStore, level: int) -> list[int]:

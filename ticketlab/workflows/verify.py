@@ -23,7 +23,7 @@ from ticketlab.workflows.run import Event, Machine, plan_on, told
 from ticketlab.workflows.stability import Effort, Spot, barriers_by_seed
 from ticketlab.workflows.stability_search import Question, stability_run
 from ticketlab.workflows.supermask import NO_MASK, supermask_run, untrained_accuracy
-from ticketlab.workflows.trunk import Branched, check_restarts, pruned, run_plan
+from ticketlab.workflows.trunk import Branched, check_restarts, data_facts, pruned, run_plan
 
 RESULT = "claims.json"
 NEAR = 0.02
@@ -97,12 +97,10 @@ def verify_run(
         yield from _beside(claims, stores, machine, should_stop)
     own = stores[()]
     with told(own):
-        manifest = own.read_manifest()
         record = {
             "run": str(own.path),
             "recipe": file.path.stem,
-            "data": manifest.get("data"),
-            "stand_in_for": manifest.get("stand_in_for"),
+            **data_facts(own),
             "claims": [_judged(claim, partial(_values, stores, machine, claim)) for claim in claims],
         }
         own.write_result(RESULT, record)
