@@ -136,7 +136,9 @@ def along_lines(record: Mapping[str, Any]) -> Figure:
     for axes, split in zip(panels, ("validation", "train"), strict=True):
         for place, row in enumerate(rows):
             curve, colour = row["curves"][split], shades(place)
-            axes.plot(row["alphas"], _percent(curve["mean"]), color=colour, linewidth=1.4, label=_spot_name(row))
+            axes.plot(
+                row["alphas"], _percent(curve["mean"]), color=colour, linewidth=1.4, label=_branch_point_name(row)
+            )
             axes.fill_between(row["alphas"], _percent(curve["low"]), _percent(curve["high"]), color=colour, alpha=0.15)
         axes.set_xlabel("α: from one copy (0) to the other (1)")
         axes.set_ylabel(f"{split} error, %")
@@ -182,7 +184,7 @@ def _with_bars(
     axes.errorbar(places, means, yerr=halves, color=colour, marker="o", markersize=4, capsize=2, label=label)
 
 
-def _spot_name(row: Mapping[str, Any]) -> str:
+def _branch_point_name(row: Mapping[str, Any]) -> str:
     return f"level {row['level']} ({100 * row['density']:.3g} %), step {row['step']:,}"
 
 

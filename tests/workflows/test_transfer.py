@@ -20,7 +20,7 @@ from ticketlab.steps import Duration
 from ticketlab.workflows.check import check_all
 from ticketlab.workflows.controls import control_run
 from ticketlab.workflows.run import Machine, Started, plan_on, prune_run
-from ticketlab.workflows.stability_search import Question, stability_run
+from ticketlab.workflows.stability_search import Analysis, stability_run
 from ticketlab.workflows.trunk import run_plan
 
 TRANSFER = """
@@ -247,5 +247,5 @@ def test_the_command_line_runs_plans_and_checks_a_transfer(source, transfer, mac
 def test_its_ticket_has_no_other_step_to_begin_copies_at(source, transfer, machine):
     store = finish(transfer(), machine)
     with pytest.raises(RunError, match="tickets of method transfer have their own step only; leave --at out"):
-        list(stability_run(store, Question((1,), (Duration(5, "it"),)), machine))
+        list(stability_run(store, Analysis((1,), (Duration(5, "it"),)), machine))
     assert not (store.path / "stability").exists()

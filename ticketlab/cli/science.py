@@ -178,19 +178,19 @@ def stability(
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
         from ticketlab.cli import branches, findings
         from ticketlab.workflows.run import Machine
-        from ticketlab.workflows.stability import Effort
-        from ticketlab.workflows.stability_search import Question, stability_of
+        from ticketlab.workflows.stability import Interpolation
+        from ticketlab.workflows.stability_search import Analysis, stability_of
 
         levels = branches.levels(level)
         if levels is None:
             levels = [0] if at or bisect else []
-        question = Question(
+        analysis = Analysis(
             tuple(levels),
             branches.times("--at", at),
             bisect,
             branches.one_time("--resolution", resolution),
-            Effort(copies, points),
+            Interpolation(copies, points),
         )
         machine = Machine(runs, places_of(data), device, workers, threads)
         trunk = branches.trunk(run, overrides or (), runs, quiet)
-        findings.stability(branches.follow(stability_of(trunk, question, machine, should_stop), quiet), json)
+        findings.stability(branches.follow(stability_of(trunk, analysis, machine, should_stop), quiet), json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,23 +11,24 @@ import torch
 from ticketlab.errors import RunError
 from ticketlab.pruning.controls import Start, Subject, controls
 from ticketlab.recipe_file import RecipeFile
-from ticketlab.report import Estimate, estimate
+from ticketlab.report import Estimate, estimate, summarise, winning
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.run import Event, Machine, plan_on, told
+from ticketlab.workflows.run import Event, Machine, told
+from ticketlab.workflows.ticket_source import check_restarts
 from ticketlab.workflows.tickets import replicate_seed, ticket_facts
 from ticketlab.workflows.train_level import LevelTask, Notice, Settings, train_level
 from ticketlab.workflows.trunk import (
     Branch,
     Branched,
-    check_restarts,
+    check_levels,
     data_facts,
     finished_replicates,
-    pruned,
     run_branches,
     run_plan,
+    trunk_run,
 )
 
 if TYPE_CHECKING:
@@ -55,14 +55,14 @@ def controls_of(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event | Branched | dict[str, Any]]:
     """`control_run` of a run, or of a recipe that is run first; what cannot be is told before."""
-    for name in names:
-        controls.find(name)
-    if not isinstance(trunk, RunStore):
-        plan = plan_on(trunk, machine)
-        check_restarts(plan)
-        if wrong := [level for level in levels or () if not 1 <= level <= plan.levels]:
-            raise RunError(f"{plan.name}: has levels 1 to {plan.levels}, not {wrong[0]}")
-    store = trunk if isinstance(trunk, RunStore) else (yield from pruned(trunk, machine, should_stop))
+
+    def check(plan: Plan) -> None:
+        for name in names:
+            controls.find(name)
+        check_restarts(plan.recipe, plan.name)
+        check_levels(plan, levels or (), 1)
+
+    store = yield from trunk_run(trunk, check, machine, should_stop)
     yield from control_run(store, levels, names, machine, should_stop)
 
 
@@ -87,7 +87,7 @@ def control_run(
     for name in chosen:
         controls.find(name)
     plan = run_plan(store, machine.places)
-    check_restarts(plan)
+    check_restarts(plan.recipe, plan.name)
     if levels is None:
         levels = [winning_level(store, plan.steps)]
         yield Notice(f"{store.name}, level {levels[0]}: the sparsest ticket as good as the dense network on validation "
@@ -141,11 +141,12 @@ def winning_level(store: RunStore, steps: int) -> int:
     of_replicate = [found for found in map(store.levels, store.replicates()) if found]
     if not of_replicate:
         raise RunError(f"{store.path}: has no finished level yet")
-    levels = range(min(map(len, of_replicate)))
-    means = [statistics.fmean(found[level].val_accuracy for found in of_replicate) for level in levels]
-    is_measure = all(_is_trained(found[0], steps) for found in of_replicate)
-    winning = [level for level in levels if is_measure and level and means[level] >= means[0]]
-    return winning[-1] if winning else max(levels[1:], key=means.__getitem__, default=0)
+    common = min(map(len, of_replicate))
+    rows = summarise([level for found in of_replicate for level in found[:common]])
+    sparsest = winning(rows)
+    if sparsest.level and all(_is_trained(found[0], steps) for found in of_replicate):
+        return sparsest.level
+    return max(rows[1:], key=lambda row: row.val_accuracy.mean, default=rows[0]).level
 
 
 def _is_trained(dense: Level, steps: int) -> bool:

@@ -20,7 +20,7 @@ from torch import nn
 from ticketlab.data.batches import Examples
 from ticketlab.errors import Interrupted, RunError
 from ticketlab.pruning.criteria import criteria
-from ticketlab.pruning.masks import Mask, density, full_mask, masked
+from ticketlab.pruning.masks import Mask, State, density, full_mask, masked
 from ticketlab.report import estimate
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
@@ -29,7 +29,6 @@ from ticketlab.training.recalibrate import recalibrate_
 from ticketlab.workflows.learn_mask import (
     WEIGHTS,
     Learning,
-    State,
     has_mask,
     initial_weights,
     learn_mask,
@@ -219,9 +218,9 @@ def supermask_record(store: RunStore, plan: Plan, replicates: Sequence[int]) -> 
         "run": str(store.path),
         **data_facts(store),
         "seeds": [replicate_seed(plan, number) for number in replicates],
-        "trained": _accuracy([store.read_level(number, 0).final_test_accuracy for number in replicates]),
+        "trained": asdict(estimate([store.read_level(number, 0).final_test_accuracy for number in replicates])),
         "no_mask": [
-            {"weights": kind, "test_accuracy": _accuracy([found[kind]["test_accuracy"] for found in unmasked])}
+            {"weights": kind, "test_accuracy": asdict(estimate([found[kind]["test_accuracy"] for found in unmasked]))}
             for kind in WEIGHTS
         ],
         "one_shot": [
@@ -245,10 +244,6 @@ def untrained_accuracy(store: RunStore, name: str, kind: str) -> dict[int, float
     }
 
 
-def _accuracy(values: Sequence[float]) -> dict[str, Any]:
-    return asdict(estimate(values))
-
-
 def _over_replicates(name: str, kind: str, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found = [record[kind] for record in records]
     points = []
@@ -257,7 +252,7 @@ def _over_replicates(name: str, kind: str, records: Sequence[dict[str, Any]]) ->
         points.append(
             {
                 "density": same[0]["density"],
-                "val_accuracy": _accuracy(values),
+                "val_accuracy": asdict(estimate(values)),
                 "lowest": min(values),
                 "highest": max(values),
             }
@@ -265,8 +260,8 @@ def _over_replicates(name: str, kind: str, records: Sequence[dict[str, Any]]) ->
     return {
         "criterion": name,
         "weights": kind,
-        "test_accuracy": _accuracy([one["test_accuracy"] for one in found]),
-        "val_accuracy": _accuracy([one["val_accuracy"] for one in found]),
+        "test_accuracy": asdict(estimate([one["test_accuracy"] for one in found])),
+        "val_accuracy": asdict(estimate([one["val_accuracy"] for one in found])),
         "densities": [one["density"] for one in found],
         "curve": points,
     }
@@ -285,9 +280,9 @@ def _learned(part: RunStore, replicates: Sequence[int]) -> dict[str, Any]:
         **{key: found[0][key] for key in ("method", "weights", "density", "rescale", "steps", "lr")},
         "mask": _title(found[0]),
         "folder": part.name,
-        "test_accuracy": _accuracy([one["test_accuracy"] for one in found]),
-        "val_accuracy": _accuracy([one["val_accuracy"] for one in found]),
-        "threshold_test_accuracy": None if None in threshold else _accuracy(threshold),
+        "test_accuracy": asdict(estimate([one["test_accuracy"] for one in found])),
+        "val_accuracy": asdict(estimate([one["val_accuracy"] for one in found])),
+        "threshold_test_accuracy": None if None in threshold else asdict(estimate(threshold)),
         "densities": [one["kept_density"] for one in found],
         "best_steps": [one["step"] for one in found],
         "seconds": [one["seconds"] for one in found],

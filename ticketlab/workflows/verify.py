@@ -12,7 +12,7 @@ from ticketlab.claims import Bounds, Values, measured, seeds_to_decide, terms, v
 from ticketlab.errors import RecipeError, RunError, TicketlabError
 from ticketlab.pruning.controls import controls
 from ticketlab.pruning.criteria import criteria
-from ticketlab.recipe import ClaimSection, Where
+from ticketlab.recipe import ClaimSection
 from ticketlab.recipe_file import Problem, RecipeFile, override
 from ticketlab.registry import did_you_mean
 from ticketlab.runs.store import Level, RunStore
@@ -20,14 +20,13 @@ from ticketlab.workflows.controls import control_folder, control_run
 from ticketlab.workflows.learn_mask import WEIGHTS
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Event, Machine, plan_on, told
-from ticketlab.workflows.stability import Effort, Spot, barriers_by_seed
-from ticketlab.workflows.stability_search import Question, stability_run
+from ticketlab.workflows.stability import BranchPoint, Interpolation, barriers_by_seed
+from ticketlab.workflows.stability_search import Analysis, stability_run
 from ticketlab.workflows.supermask import NO_MASK, supermask_run, untrained_accuracy
-from ticketlab.workflows.trunk import Branched, check_restarts, data_facts, pruned, run_plan
+from ticketlab.workflows.ticket_source import check_restarts
+from ticketlab.workflows.trunk import Branched, data_facts, pruned, run_plan
 
 RESULT = "claims.json"
-NEAR = 0.02
-"""Share of itself by which a level's density may differ from the one that a claim names."""
 BARRIER = "barrier"
 OWN = ("ticket", "dense")
 """Terms that stand for networks of the run itself."""
@@ -124,7 +123,7 @@ def _beside(
         claim.place(name) for claim in claims if claim.section.metric == BARRIER for name in claim.terms
     )
     for which, level in barriers:
-        needed.append(stability_run(stores[which], Question((level,)), machine, stop))
+        needed.append(stability_run(stores[which], Analysis((level,)), machine, stop))
     for events in needed:
         yield from (event for event in events if not isinstance(event, dict))
 
@@ -154,7 +153,7 @@ def find_claims(file: RecipeFile, planned: Callable[[RecipeFile], Plan]) -> list
                 levels[name] = _level_of_other(plan, planned(override(file, overrides)), section)
             except TicketlabError as error:
                 problems.append(((*key, "others", name), str(error)))
-        level = find_level(plan, section.at)
+        level = plan.find_level(section.at)
         if level is None:
             problems.append(((*key, "at"), f"no such level; there are {_levels(plan)}"))
         else:
@@ -184,7 +183,7 @@ def _level_of_other(plan: Plan, other: Plan, section: ClaimSection) -> int:
     """The level of another recipe that a claim is about; raises RecipeError where there is none."""
     if other.name == plan.name:
         raise RecipeError("is the very run that the claim is about; change a field that makes another one")
-    level = find_level(other, section.at)
+    level = other.find_level(section.at)
     if level is None:
         raise RecipeError(f"has no such level; there are {_levels(other)}")
     return level
@@ -198,7 +197,7 @@ def _wrong_place(claim: Claim, plan: Plan) -> Iterator[str]:
         yield "the dense network of an early-bird run stops with its last draw; it is no measure"
     if claim.controls or claim.section.metric == BARRIER:
         try:
-            check_restarts(plan)
+            check_restarts(plan.recipe, plan.name)
         except RunError as error:
             yield str(error)
 
@@ -209,25 +208,8 @@ def _supermask(name: str) -> list[tuple[str, str]]:
     return [(rest[0], rest[1])] if head == SUPERMASK and len(rest) == 2 else []
 
 
-def densities(plan: Plan) -> list[float]:
-    """Density of each level of a plan."""
-    total = sum(plan.judged.values())
-    return [sum(plan.keeps(level)) / total for level in range(plan.levels + 1)]
-
-
-def find_level(plan: Plan, where: Where) -> int | None:
-    """The level that is meant; None where there is none."""
-    known = densities(plan)
-    if where.level is not None:
-        return where.level if where.level < len(known) else None
-    wanted = where.density
-    assert wanted is not None
-    nearest = min(range(len(known)), key=lambda level: abs(known[level] - wanted))
-    return nearest if abs(known[nearest] - wanted) <= NEAR * wanted else None
-
-
 def _levels(plan: Plan) -> str:
-    return ", ".join(f"{level} ({density:.4g})" for level, density in enumerate(densities(plan)))
+    return ", ".join(f"{level} ({density:.4g})" for level, density in enumerate(plan.densities))
 
 
 def _existing(file: RecipeFile, machine: Machine) -> RunStore:
@@ -245,7 +227,7 @@ def _values(stores: Mapping[tuple[str, ...], RunStore], machine: Machine, claim:
     store = stores[which]
     if claim.section.metric == BARRIER:
         rewind = run_plan(store, machine.places).rewind
-        return barriers_by_seed(Spot(store, level, rewind, tuple(store.replicates())), Effort())
+        return barriers_by_seed(BranchPoint(store, level, rewind, tuple(store.replicates())), Interpolation())
     folder = store.part(f"{control_folder(level)}/{term}") if term in claim.controls else store
     found = [folder.read_level(number, level) for number in store.replicates() if folder.has_level(number, level)]
     return {one.seed: _metric(one, claim.section.metric) for one in found}
