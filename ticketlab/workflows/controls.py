@@ -29,6 +29,7 @@ from ticketlab.workflows.trunk import (
     run_branches,
     run_plan,
     trunk_run,
+    write_figures,
 )
 
 if TYPE_CHECKING:
@@ -225,10 +226,6 @@ def _compared(name: str, found: Sequence[Level], ticket: Sequence[Level]) -> Com
 
 def _show(store: RunStore, folder: str, figure: Figure) -> None:
     """A figure, as files and in TensorBoard."""
-    from ticketlab.figures import encode
     from ticketlab.runs.tensorboard import write_pictures
 
-    pictures = encode(figure)
-    for kind, content in pictures.items():
-        store.write_file(f"{folder}/controls.{kind}", content)
-    write_pictures(store.path / folder, {"controls": pictures["png"]})
+    write_pictures(store.path / folder, write_figures(store, folder, {"controls": figure}))

@@ -24,6 +24,7 @@ from ticketlab.workflows.trunk import (
     pruned,
     run_plan,
     trunk_run,
+    write_figures,
 )
 
 Events = Generator[Event | Branched, None, None]
@@ -219,12 +220,8 @@ def _record(run: RunAnalysis, points: Sequence[BranchPoint]) -> dict[str, Any]:
 
 def _show(store: RunStore, analysis: Analysis, record: dict[str, Any]) -> None:
     """The figures, as files and in TensorBoard."""
-    from ticketlab.figures import encode
     from ticketlab.runs.tensorboard import write_stability
     from ticketlab.ticket_figures import along_lines, barriers
 
-    pictures = {"line": encode(along_lines(record)), "barrier": encode(barriers(record))}
-    for name, kinds in pictures.items():
-        for kind, content in kinds.items():
-            store.write_file(f"{analysis.folder}/{name}.{kind}", content)
-    write_stability(store.path / analysis.folder, record, {name: kinds["png"] for name, kinds in pictures.items()})
+    figures = {"line": along_lines(record), "barrier": barriers(record)}
+    write_stability(store.path / analysis.folder, record, write_figures(store, analysis.folder, figures))

@@ -40,7 +40,15 @@ from ticketlab.workflows.run import Machine, told
 from ticketlab.workflows.stability import train_sample
 from ticketlab.workflows.tickets import Observed, flip_evidence, mask_by_criterion, replicate_seed
 from ticketlab.workflows.train_level import Notice, Progress, Settings
-from ticketlab.workflows.trunk import Branch, Branched, data_facts, finished_replicates, run_branches, run_plan
+from ticketlab.workflows.trunk import (
+    Branch,
+    Branched,
+    data_facts,
+    finished_replicates,
+    run_branches,
+    run_plan,
+    write_figures,
+)
 
 ONE_SHOT = (
     "magnitude", "large_final_same_sign", "magnitude_increase", "magnitude_increase_same_sign", "movement",
@@ -298,17 +306,14 @@ def _title(found: dict[str, Any]) -> str:
 
 def _show(store: RunStore, record: dict[str, Any]) -> None:
     """The figure, as files and in TensorBoard, with the curves as scalars: step is the density in thousandths."""
-    from ticketlab.figures import encode
     from ticketlab.runs.tensorboard import write_curves
     from ticketlab.ticket_figures import supermasks
 
-    pictures = encode(supermasks(record))
-    for kind, content in pictures.items():
-        store.write_file(f"{FOLDER}/supermask.{kind}", content)
+    pictures = write_figures(store, FOLDER, {"supermask": supermasks(record)})
     curves = {
         f"supermask_{row['weights']}/{row['criterion']}": {
             round(1000 * point["density"]): point["val_accuracy"]["mean"] for point in row["curve"]
         }
         for row in record["one_shot"]
     }
-    write_curves(store.path / FOLDER, curves, {"supermasks": pictures["png"]})
+    write_curves(store.path / FOLDER, curves, {"supermasks": pictures["supermask"]})

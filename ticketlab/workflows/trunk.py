@@ -5,11 +5,11 @@ lenet_mnist-3f9a1c/controls/level_7/reinit/replicate_1/level_7/    a branch's st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,9 @@ from ticketlab.workflows.plan import Plan, load_data, make_plan
 from ticketlab.workflows.run import Event, Machine, Started, death_notice, plan_on, prune_run, told
 from ticketlab.workflows.train_level import Notice, Settings
 from ticketlab.workflows.workers import Died, run_jobs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,17 @@ def data_facts(store: RunStore) -> dict[str, Any]:
     """For records: the data that a run was made on, and which it stands in for, if any."""
     manifest = store.read_manifest()
     return {"data": manifest.get("data"), "stand_in_for": manifest.get("stand_in_for")}
+
+
+def write_figures(store: RunStore, folder: str, figures: Mapping[str, Figure]) -> dict[str, bytes]:
+    """Figures as files in a run's folder; returns them as PNG, for TensorBoard."""
+    from ticketlab.figures import encode
+
+    encoded = {name: encode(figure) for name, figure in figures.items()}
+    for name, kinds in encoded.items():
+        for kind, content in kinds.items():
+            store.write_file(f"{folder}/{name}.{kind}", content)
+    return {name: kinds["png"] for name, kinds in encoded.items()}
 
 
 def finished_replicates(store: RunStore, level: int) -> list[int]:
