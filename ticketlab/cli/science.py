@@ -179,18 +179,9 @@ def stability(
         from ticketlab.cli import branches, findings
         from ticketlab.workflows.run import Machine
         from ticketlab.workflows.stability import Interpolation
-        from ticketlab.workflows.stability_search import Analysis, stability_of
+        from ticketlab.workflows.stability_search import stability_of
 
-        levels = branches.levels(level)
-        if levels is None:
-            levels = [0] if at or bisect else []
-        analysis = Analysis(
-            tuple(levels),
-            branches.times("--at", at),
-            bisect,
-            branches.one_time("--resolution", resolution),
-            Interpolation(copies, points),
-        )
+        analysis = branches.analysis(level, at, bisect, resolution, Interpolation(copies, points))
         machine = Machine(runs, places_of(data), device, workers, threads)
         trunk = branches.trunk(run, overrides or (), runs, quiet)
         findings.stability(branches.follow(stability_of(trunk, analysis, machine, should_stop), quiet), json)

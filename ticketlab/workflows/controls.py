@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,24 +93,37 @@ def control_run(
         levels = [winning_level(store, plan.steps)]
         yield Notice(f"{store.name}, level {levels[0]}: the sparsest ticket as good as the dense network on validation "
                      "data, else the best")  # fmt: skip
-    deepest = max((len(store.levels(number)) for number in store.replicates()), default=0)
-    levels = sorted(set(levels)) or list(range(1, deepest))
-    if not levels or 0 in levels:
-        raise RunError(f"{store.path}: level 0 is the dense network, which has no controls; name a ticket with --level")
-    replicates = {level: finished_replicates(store, level) for level in levels}
-    branches = [
-        Branch(f"{control_folder(level)}/{name}", number, level)
-        for level in levels
-        for number in replicates[level]
-        for name in chosen
-    ]
-    missing = [one for one in branches if not store.part(one.folder).has_level(one.replicate, one.level)]
+    replicates = {level: finished_replicates(store, level) for level in _tickets(store, levels)}
     with told(store), store.lock():
-        yield from run_branches(store, missing, train_control, machine, should_stop)
-        records = [_keep(store, level, replicates[level], plan.steps) for level in levels]
+        yield from run_branches(store, _missing(store, chosen, replicates), train_control, machine, should_stop)
+        records = [_keep(store, level, found, plan.steps) for level, found in replicates.items()]
         if len(records) > 1:
             _show(store, "controls", against_density(records))
     yield records[0] if len(records) == 1 else {"run": str(store.path), "levels": records}
+
+
+def _tickets(store: RunStore, levels: Sequence[int]) -> list[int]:
+    """The levels that are asked for, or all of the run; raises RunError where the dense network is among them."""
+    deepest = max((len(store.levels(number)) for number in store.replicates()), default=0)
+    found = sorted(set(levels)) or list(range(1, deepest))
+    if not found or 0 in found:
+        raise RunError(f"{store.path}: level 0 is the dense network, which has no controls; name a ticket with --level")
+    return found
+
+
+def _missing(store: RunStore, names: Sequence[str], replicates: Mapping[int, Sequence[int]]) -> list[Branch]:
+    """Controls that have not been trained yet.
+
+    Args:
+        replicates: Of each level.
+    """
+    branches = [
+        Branch(f"{control_folder(level)}/{name}", number, level)
+        for level, numbers in replicates.items()
+        for number in numbers
+        for name in names
+    ]
+    return [one for one in branches if not store.part(one.folder).has_level(one.replicate, one.level)]
 
 
 def _keep(store: RunStore, level: int, replicates: Sequence[int], steps: int) -> dict[str, Any]:

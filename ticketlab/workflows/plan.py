@@ -142,6 +142,10 @@ class Plan:
             return self.schedule.starts[level - 1]
         return 0 if level == 0 or self.recipe.pruning.after in ("reinit", "continue") else self.rewind
 
+    def steps_from(self, level: int) -> int:
+        """Optimizer steps of one replicate from a level on, as far as can be known before."""
+        return sum(self.stop(index) - self.start(index) for index in range(level, self.levels + 1))
+
     def stop(self, level: int) -> int:
         """Step at which a level's training ends."""
         return self.start(level + 1) if self.schedule and level < self.levels else self.steps
