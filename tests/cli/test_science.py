@@ -56,8 +56,9 @@ def test_the_run_that_is_chosen_is_named(ticketlab, write_recipe):
 
 
 def test_verify_takes_the_newest_run_whose_recipe_has_claims(ticketlab, write_recipe):
-    tuned = "{claim: c, source: s, that: tuned, at: {level: 1}, at_least: 0, others: {tuned: [pruning.after=finetune]}}"
-    recipe = write_recipe(TINY.replace("levels: 2", "levels: 1") + f"claims: [{tuned}]", "claiming.yaml")
+    others = "others: {tuned: [pruning.after=finetune]}"
+    claim = f"claims: [{{claim: c, source: s, that: tuned, at: {{level: 1}}, at_least: 0, seeds: 2, {others}}}]"
+    recipe = write_recipe(TINY.replace("levels: 2", "levels: 1") + claim, "claiming.yaml")
     first = ticketlab("verify", recipe, "--workers", 1, "--json", "--quiet")
     assert first.exit_code == 0, first.stderr
     assert ticketlab("prune", write_recipe(), "--quiet").exit_code == 0
@@ -95,7 +96,7 @@ def test_lists_of_values_are_refused_where_one_run_is_meant(ticketlab, write_rec
 def test_a_full_disk_under_the_record_is_one_line_and_exit_status_1(
     ticketlab, write_recipe, monkeypatch, command, file
 ):
-    claim = "claims: [{claim: c, source: s, that: ticket, at: {level: 1}, at_least: 0}]"
+    claim = "claims: [{claim: c, source: s, that: ticket, at: {level: 1}, at_least: 0, seeds: 2}]"
     recipe = write_recipe(TINY.replace("levels: 2", "levels: 1") + claim, "claiming.yaml")
     assert ticketlab("prune", recipe, "--quiet").exit_code == 0
     write = RunStore.write_result

@@ -114,7 +114,14 @@ def supermask(
 
 @app.command()
 def verify(
-    recipe: RunOrRecipe = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN|RECIPE]",
+            help="A run, or a recipe that is run first; the newest run with claims if left out.",
+            show_default=False,
+        ),
+    ] = None,
     overrides: Overrides = None,
     measured: Annotated[bool, typer.Option("--measured", help="Judge what has been measured; train nothing.")] = False,
     runs: RunsRoot = Path("runs"),

@@ -100,8 +100,6 @@ def supermask_run(
 def _check(plan: Plan, store: RunStore) -> None:
     """Raise RunError for a run whose level 0 is no dense network trained to its end."""
     method = plan.recipe.method
-    if store.kind != "prune":
-        raise RunError(f"{store.path}: was made by ticketlab {store.kind}; supermasks are of a pruning run's networks")
     if method not in ("imp", "oneshot"):
         raise RunError(
             f"{store.path}: method {method} need not train the dense network to its end; "
