@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
@@ -18,11 +18,9 @@ from ticketlab.pruning.criteria import criteria
 from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import read_recipe
 from ticketlab.registry import did_you_mean, keyword_options
-from ticketlab.report import Estimate, estimate, mean_known, run_levels
+from ticketlab.report import SAME_DENSITY, Estimate, estimate, mean_known, run_levels, sum_known
 from ticketlab.runs.store import Level, RunStore
 
-SAME = 0.02
-"""Densities that differ by less than this share of themselves count as one."""
 NO_METHOD = ("claims", "data.name", "data.offline", "early_bird.also_at", "early_bird.densities", "pruning.levels",
              "replicates", "seed", "watch")  # fmt: skip
 """Fields that do not make another method: what is asked of it, not how it works."""
@@ -185,8 +183,8 @@ def _by_level(store: RunStore, recipe: Recipe) -> list[_Trained]:
             continue  # on the way to the network
         behind = [other for other in levels if other.replicate == level.replicate and _is_behind(other, level, recipe)]
         search = _search(store, level, recipe)
-        flops = _sum([search["flops"], *(other.flops for other in behind)])
-        left = _sum([search["remaining_flops"], *(other.remaining_flops for other in behind)])
+        flops = sum_known([search["flops"], *(other.flops for other in behind)])
+        left = sum_known([search["remaining_flops"], *(other.remaining_flops for other in behind)])
         found.append(_Trained(level, flops, left, search["seconds"] + sum(other.seconds for other in behind)))
     return found
 
@@ -210,11 +208,6 @@ def _search(store: RunStore, level: Level, recipe: Recipe) -> dict[str, Any]:
 def _found_by(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The criterion behind a transferred ticket, which its recipe does not name."""
     return {"pruning.criterion": manifest["source"]["criterion"]} if "source" in manifest else {}
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else sum(value for value in known if value is not None)
 
 
 # --- names of methods
@@ -346,7 +339,7 @@ def _grouped(networks: Sequence[Network]) -> dict[float, float]:
     together: set[str] = set()
     for density in sorted(runs, reverse=True):
         last = found[min(found)] if found else None
-        if last is not None and last - density <= SAME * last and not together & runs[density]:
+        if last is not None and last - density <= SAME_DENSITY * last and not together & runs[density]:
             found[density], together = last, together | runs[density]
         else:
             found[density], together = density, set(runs[density])

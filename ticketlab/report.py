@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from scipy.special import stdtrit
 from ticketlab.runs.store import Level, RunStore
 
 CONFIDENCE = 0.95
+SAME_DENSITY = 0.02
+"""Densities that differ by no more than this share of themselves count as one."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,22 @@ def telling(rows: Sequence[Row]) -> list[Row]:
     """The rows to look at first: dense, the sparsest as good on validation data, and the sparsest of all."""
     if not rows:
         return []
-    as_good = [row for row in rows if row.val_accuracy.mean >= rows[0].val_accuracy.mean]
-    winning = min(as_good, key=lambda row: row.density)
-    sparsest = min(rows, key=lambda row: row.density)
-    return [row for row in rows if row in (rows[0], winning, sparsest)]
+    return [row for row in rows if row in (rows[0], winning(rows), _sparsest(rows))]
+
+
+def winning(rows: Sequence[Row]) -> Row:
+    """The sparsest level whose mean validation accuracy is no lower than the first's, the dense network's."""
+    return _sparsest([row for row in rows if row.val_accuracy.mean >= rows[0].val_accuracy.mean])
+
+
+def _sparsest(rows: Sequence[Row]) -> Row:
+    return min(rows, key=lambda row: (row.density, -row.level))
+
+
+def sum_known(values: Iterable[float | None]) -> float | None:
+    """Sum of values that are all known; None where one is not."""
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
 
 
 def mean_known(values: Sequence[float | None]) -> float | None:

@@ -19,11 +19,8 @@ def beside_controls(record: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(7, 0.38 * len(rows) + 1.3))
     axes = figure.subplots()
     for place, row in enumerate(rows):
-        found = row["test_accuracy"]
-        colour = COLOURS[min(place, 2)]
-        if found["low"] is not None:
-            axes.plot([100 * found["low"], 100 * found["high"]], [place, place], color=colour, linewidth=2)
-        axes.plot(100 * found["mean"], place, marker="o", color=colour)
+        found, colour = row["test_accuracy"], COLOURS[min(place, 2)]
+        axes.errorbar(100 * found["mean"], place, xerr=_half_widths([found]), color=colour, marker="o", elinewidth=2)
     axes.axvline(100 * record["ticket"]["test_accuracy"]["mean"], color=COLOURS[0], linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(rows)), [row["control"].replace("_", " ") for row in rows])
     axes.invert_yaxis()
@@ -48,11 +45,11 @@ def against_density(records: Sequence[Mapping[str, Any]]) -> Figure:
         if dense is not None:
             axes.axhline(scale * dense[key]["mean"], color=COLOURS[7], linewidth=0.8, linestyle="--", label="dense")
             ticket = [(100.0, dense[key]), *ticket]
-        _curve(axes, ticket, scale, ("black", "o"), "ticket")
+        _curve(axes, ticket, ("black", "o"), "ticket", scale)
         for style, name in zip(STYLES, names, strict=False):
             rows = [(100 * one["density"], _named(one, name)) for one in records]
             known = [(density, row[key]) for density, row in rows if row is not None]
-            _curve(axes, known, scale, style, name.replace("_", " "))
+            _curve(axes, known, style, name.replace("_", " "), scale)
         axes.set_xscale("log")
         axes.invert_xaxis()
         axes.set_xlabel("weights that remain, %")
@@ -70,14 +67,21 @@ def _named(record: Mapping[str, Any], name: str) -> Any:
     return next((row for row in record["controls"] if row["control"] == name), None)
 
 
-def _curve(axes: Axes, rows: Sequence[tuple[float, Any]], scale: float, style: tuple[str, str], name: str) -> None:
-    """Means with intervals against density, in a colour with a marker."""
+def _curve(
+    axes: Axes, rows: Sequence[tuple[float, Any]], style: tuple[str, str], name: str, scale: float = 100
+) -> None:
+    """Means with intervals at their places, in a colour with a marker."""
     colour, marker = style
-    densities, means = [density for density, _ in rows], [scale * found["mean"] for _, found in rows]
-    axes.plot(densities, means, color=colour, marker=marker, markersize=3, linewidth=1.3, label=name)
-    for density, found in rows:
-        if found["low"] is not None:
-            axes.plot([density] * 2, [scale * found["low"], scale * found["high"]], color=colour, linewidth=1)
+    means, halves = [scale * found["mean"] for _, found in rows], _half_widths([found for _, found in rows], scale)
+    axes.errorbar(
+        [place for place, _ in rows], means, yerr=halves, color=colour, marker=marker, markersize=3, linewidth=1.3,
+        elinewidth=1, label=name,
+    )  # fmt: skip
+
+
+def _half_widths(found: Sequence[Mapping[str, Any]], scale: float = 100) -> list[float]:
+    """Half of each interval; 0 where there is none."""
+    return [0.0 if one["high"] is None else scale * (one["high"] - one["mean"]) for one in found]
 
 
 def supermasks(record: Mapping[str, Any]) -> Figure:
@@ -136,7 +140,9 @@ def along_lines(record: Mapping[str, Any]) -> Figure:
     for axes, split in zip(panels, ("validation", "train"), strict=True):
         for place, row in enumerate(rows):
             curve, colour = row["curves"][split], shades(place)
-            axes.plot(row["alphas"], _percent(curve["mean"]), color=colour, linewidth=1.4, label=_spot_name(row))
+            axes.plot(
+                row["alphas"], _percent(curve["mean"]), color=colour, linewidth=1.4, label=_branch_point_name(row)
+            )
             axes.fill_between(row["alphas"], _percent(curve["low"]), _percent(curve["high"]), color=colour, alpha=0.15)
         axes.set_xlabel("α: from one copy (0) to the other (1)")
         axes.set_ylabel(f"{split} error, %")
@@ -159,7 +165,8 @@ def barriers(record: Mapping[str, Any]) -> Figure:
         places = [100 * row["share"] if by_step else 100 * row["density"] for row in same]
         for index, split in enumerate(("validation", "train")):
             name = split if level is None else f"level {level}, {split}"
-            _with_bars(axes, places, [row["barrier"][split] for row in same], COLOURS[(2 * place + index) % 8], name)
+            found = [row["barrier"][split] for row in same]
+            _curve(axes, list(zip(places, found, strict=True)), (COLOURS[(2 * place + index) % 8], "o"), name)
     axes.axhline(100 * record["threshold"], color="black", linewidth=0.8, linestyle="--", label="stable below")
     axes.set_ylabel("barrier, points of error: mean and 95 % interval")
     if by_step:
@@ -174,15 +181,7 @@ def barriers(record: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _with_bars(
-    axes: Axes, places: Sequence[float], found: Sequence[Mapping[str, Any]], colour: str, label: str
-) -> None:
-    halves = [0.0 if one["high"] is None else 100 * (one["high"] - one["mean"]) for one in found]
-    means = [100 * one["mean"] for one in found]
-    axes.errorbar(places, means, yerr=halves, color=colour, marker="o", markersize=4, capsize=2, label=label)
-
-
-def _spot_name(row: Mapping[str, Any]) -> str:
+def _branch_point_name(row: Mapping[str, Any]) -> str:
     return f"level {row['level']} ({100 * row['density']:.3g} %), step {row['step']:,}"
 
 

@@ -66,6 +66,6 @@ def test_a_search_ends_with_a_sentence(ticketlab, run, monkeypatch):
     ],
 )
 def test_what_cannot_be_asked_is_one_line_and_exit_status_2(ticketlab, run, arguments, said):
-    ran = ticketlab("stability", *arguments)
+    ran = ticketlab("stability", run, *arguments)
     assert ran.exit_code == 2
     assert said in ran.stderr and ran.stderr.count("\n") == 1

@@ -19,12 +19,13 @@ from ticketlab.runs.store import Level, RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.steps import Duration
 from ticketlab.workflows.run import Machine, Started, prune_run
-from ticketlab.workflows.stability import Effort, copy_task, errors_of, is_clear, train_sample, verdict
-from ticketlab.workflows.stability_search import Asked, Question, stability_run
+from ticketlab.workflows.stability import Interpolation, copy_task, errors_of, is_clear, train_sample, verdict
+from ticketlab.workflows.stability_search import Analysis, RunAnalysis, stability_of, stability_run
 from ticketlab.workflows.train_level import Notice, Settings, train_level
 from ticketlab.workflows.trunk import Branch, run_plan
 
-FEW = Effort(copies=2, points=3)
+FEW = Interpolation(copies=2, points=3)
+EARLY_BIRD = ("method=early_bird", "pruning={rate: 0.2}", "early_bird={densities: [0.5], every: 4it, window: 2}")
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def pruned(tiny, places, tmp_path):
 
 
 def look(store, machine, should_stop=lambda: False, **question):
-    *_, record = stability_run(store, Question(**{"effort": FEW, **question}), machine, should_stop)
+    *_, record = stability_run(store, Analysis(**{"interpolation": FEW, **question}), machine, should_stop)
     return record
 
 
@@ -167,6 +168,7 @@ def test_every_level_is_looked_at_where_the_run_rewinds_to(pruned):
         assert [lines[0]["validation"][0], lines[0]["validation"][2]] == pytest.approx(
             [1 - end.final_val_accuracy for end in ends[:2]]
         )
+    assert (record["data"], record["stand_in_for"]) == ("digits", None)
     assert store.read_result("stability/stability.json") == record
     for name in ("line.png", "line.svg", "barrier.png", "barrier.svg"):
         assert (store.path / "stability" / name).stat().st_size > 1000
@@ -206,7 +208,7 @@ def test_the_distance_is_that_of_the_trained_parameters(pruned):
 
 def test_three_copies_make_three_lines_and_one_figure_for_each_replicate(pruned):
     store, machine = pruned()
-    row = look(store, machine, levels=(1,), effort=Effort(3, 3))["rows"][0]
+    row = look(store, machine, levels=(1,), interpolation=Interpolation(3, 3))["rows"][0]
     rises = [barrier(line(store, 1, 0, pair=pair)["validation"]) for pair in ("1_2", "1_3", "2_3")]
     assert row["barrier"]["validation"] == {"mean": pytest.approx(sum(rises) / 3), "low": None, "high": None, "n": 1}
     assert row["is_clear"] is None
@@ -231,7 +233,7 @@ def plain(record):
 def test_an_interrupted_analysis_goes_on_to_the_same_record(pruned, asks):
     store, machine = pruned("pruning.levels=1")
     whole, _ = pruned("pruning.levels=1", folder="whole")
-    question = {"levels": (0,), "at": (Duration(10, "it"),), "effort": Effort(2, 30)}
+    question = {"levels": (0,), "at": (Duration(10, "it"),), "interpolation": Interpolation(2, 30)}
     left = itertools.count(asks, -1)
     with pytest.raises(Interrupted):  # in the trunk's 10 steps, in the copies' 2 × 20, on the line
         look(store, machine, lambda: next(left) <= 0, **question)
@@ -243,9 +245,9 @@ def test_what_is_finished_is_never_done_again(pruned):
     store, machine = pruned("pruning.levels=1")
     first = look(store, machine)
     kept = {path: path.stat().st_mtime_ns for path in store.path.rglob("metrics.json")}
-    seen = list(stability_run(store, Question(effort=FEW), machine))
+    seen = list(stability_run(store, Analysis(interpolation=FEW), machine))
     assert seen == [first], "nothing was trained and no line was walked"
-    finer = list(stability_run(store, Question(effort=Effort(2, 5)), machine))
+    finer = list(stability_run(store, Analysis(interpolation=Interpolation(2, 5)), machine))
     assert not [e for e in finer[:-1] if isinstance(e.seen, Level)], "more points need no training"
     assert finer[-1]["rows"][0]["curves"]["train"]["mean"][::2] == first["rows"][0]["curves"]["train"]["mean"]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
@@ -256,7 +258,9 @@ def test_what_is_finished_is_never_done_again(pruned):
 
 def test_a_ticket_at_another_step_is_that_of_a_run_which_rewinds_there(pruned):
     store, machine = pruned("pruning.levels=2")
-    *events, record = stability_run(store, Question((1,), (Duration(10, "it"), Duration(0, "it")), effort=FEW), machine)
+    *events, record = stability_run(
+        store, Analysis((1,), (Duration(10, "it"), Duration(0, "it")), interpolation=FEW), machine
+    )
     assert isinstance(events[0], Notice) and "a run that rewinds to step 10" in events[0].text
     own, other = record["rows"]
     assert (own["run"], own["step"], other["step"]) == (store.name, 0, 10)
@@ -265,18 +269,36 @@ def test_a_ticket_at_another_step_is_that_of_a_run_which_rewinds_there(pruned):
     made = RunStore(machine.runs / expected.name)
     assert len(made.levels(1)) == 2, "no deeper than asked for"
     assert untimed(made.read_level(1, 1)) == untimed(expected.read_level(1, 1))
-    again = list(stability_run(store, Question((1,), (Duration(10, "it"), Duration(0, "it")), effort=FEW), machine))
+    again = list(
+        stability_run(store, Analysis((1,), (Duration(10, "it"), Duration(0, "it")), interpolation=FEW), machine)
+    )
     assert again == [record]
 
 
 def test_a_run_that_rewinds_there_already_is_taken_as_it_is(pruned):
     store, machine = pruned("pruning.levels=1")
     deeper, _ = pruned("pruning.levels=2", "pruning.rewind=10it")
-    events = list(stability_run(store, Question((1,), (Duration(10, "it"),), effort=FEW), machine))
+    events = list(stability_run(store, Analysis((1,), (Duration(10, "it"),), interpolation=FEW), machine))
     assert not [e for e in events if isinstance(e, Notice)]
     assert events[-1]["rows"][0]["run"] == deeper.name
-    asked = Asked(store, run_plan(store, machine.places), Question((1,)), machine, lambda: False)
+    asked = RunAnalysis(store, run_plan(store, machine.places), Analysis((1,)), machine, lambda: False)
     assert asked.rewound(1, 10).recipe.pruning.levels == 2, "more levels than asked for stay in its recipe"
+
+
+def test_steps_are_compared_with_the_replicates_of_the_run_in_question_alone(pruned):
+    other, _ = pruned("pruning.levels=1", "pruning.rewind=10it", "replicates=2")
+    store, machine = pruned("pruning.levels=1")
+    record = look(store, machine, levels=(1,), at=(Duration(0, "it"), Duration(10, "it")))
+    assert [(row["run"], row["replicates"]) for row in record["rows"]] == [(store.name, [1]), (other.name, [1])]
+    assert [row["barrier"]["validation"]["n"] for row in record["rows"]] == [1, 1]
+    assert at(other, 1, 10).part("copy_1").replicates() == [1], "no copy that is not compared is trained"
+
+
+def test_a_run_that_is_made_for_another_step_has_the_replicates_of_the_run_in_question(pruned):
+    pruned("pruning.levels=1", "replicates=2")
+    store, machine = pruned("pruning.levels=1")  # its recipe now asks for one; the second is still there
+    record = look(store, machine, levels=(1,), at=(Duration(10, "it"),))
+    assert record["rows"][0]["replicates"] == [1, 2]
 
 
 def test_a_search_starts_at_zero_and_is_over_when_that_is_stable(pruned, monkeypatch):
@@ -312,6 +334,26 @@ def test_what_cannot_be_asked_is_said_before_anything_starts(pruned, question, s
         look(store, machine, **question)
     assert caught.value.exit_code == 2
     assert not (store.path / "stability").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "question", "said"),
+    [
+        ((), {"levels": (3,)}, "has levels 0 to 2, not 3"),
+        ((), {"levels": (0,), "at": (Duration(30, "it"),)}, "30it is step 30: not before the end of training"),
+        ((), {"is_search": True}, "--bisect is of one level"),
+        (("pruning.after=finetune",), {}, "its tickets restart after 'finetune'"),
+        (EARLY_BIRD, {"levels": (1,), "at": (Duration(20, "it"),)}, "method early_bird have .* leave --at out"),
+        (EARLY_BIRD, {"levels": (1,), "is_search": True}, "method early_bird have .* give --bisect --level 0"),
+        (EARLY_BIRD, {"at": (Duration(20, "it"),)}, "tickets of method early_bird have their own step only"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_recipe_is_said_before_it_is_run(tiny, places, tmp_path, overrides, question, said):
+    machine = Machine(tmp_path / "runs", places, "cpu", workers=1)
+    with pytest.raises(TicketlabError, match=said) as caught:
+        list(stability_of(tiny(*overrides), Analysis(**question), machine))
+    assert caught.value.exit_code == 2
+    assert not machine.runs.exists()
 
 
 def test_a_run_whose_tickets_do_not_rewind_is_refused(pruned):

@@ -81,7 +81,41 @@ def test_same_sign_masks_are_laid_over_the_weights_of_before_training(run, machi
         assert row["test_accuracy"]["mean"] > rows(record, kind)["random"]["test_accuracy"]["mean"] + 0.2
     model.load_state_dict(start)
     assert record["no_mask"][0]["test_accuracy"]["mean"] == evaluate(model, plan.splits.test)[1]
+    assert (record["data"], record["stand_in_for"]) == ("digits", None)
     assert record["trained"]["mean"] == store.read_level(1, 0).final_test_accuracy
+
+
+NORMED = """
+from torch import nn
+
+def normed(inputs, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, classes))
+"""
+
+
+def test_batch_norms_of_untrained_networks_have_the_statistics_of_training_examples(run, machine, tmp_path):
+    """Redone with the norm written out: means of each batch's mean and variance."""
+    (tmp_path / "normed.py").write_text(NORMED)
+    plan, store = run("model={name: normed, file: normed.py}", "train.steps=5it", "train.evaluate_every=5it")
+    record = supermask(store, machine, "random")
+    weights = initial_weights(plan, store, 1)
+
+    def pixels(examples):
+        return (examples.images.float() * examples.scale + examples.shift).flatten(1)
+
+    def hidden(examples):
+        return pixels(examples) @ weights["1.weight"].T + weights["1.bias"]
+
+    train, test = plan.splits.train, plan.splits.test
+    batches = hidden(train)[: len(train) // 250 * 250].view(-1, 250, 20)
+    mean, variance = batches.mean(dim=1).mean(dim=0), batches.var(dim=1).mean(dim=0)
+    seen = ((hidden(test) - mean) / (variance + 1e-5).sqrt()).relu()
+    answers = (seen @ weights["4.weight"].T + weights["4.bias"]).argmax(dim=1)
+    by_hand = (answers == test.labels).float().mean().item()
+    assert record["no_mask"][0]["test_accuracy"]["mean"] == pytest.approx(by_hand, abs=1e-6)
+    model = plan.build(0)
+    model.load_state_dict(weights)
+    assert evaluate(model, test)[1] != pytest.approx(by_hand, abs=1e-6), "statistics 0 and 1 give another network"
 
 
 def test_all_criteria_leave_a_table_a_figure_and_scalars_and_are_not_repeated(run, machine):

@@ -16,9 +16,11 @@ from ticketlab.recipe_file import read_recipe
 from ticketlab.report import run_levels
 from ticketlab.runs.store import list_runs
 from ticketlab.seeds import derive_seed
+from ticketlab.steps import Duration
 from ticketlab.workflows.check import check_all
 from ticketlab.workflows.controls import control_run
 from ticketlab.workflows.run import Machine, Started, plan_on, prune_run
+from ticketlab.workflows.stability_search import Analysis, stability_run
 from ticketlab.workflows.trunk import run_plan
 
 TRANSFER = """
@@ -240,3 +242,10 @@ def test_the_command_line_runs_plans_and_checks_a_transfer(source, transfer, mac
     assert checked.exit_code == 0 and "ticket not checked" in checked.stdout
     missing = CliRunner().invoke(app, ["prune", recipe, "--runs", str(tmp_path / "none")])
     assert missing.exit_code == 2
+
+
+def test_its_ticket_has_no_other_step_to_begin_copies_at(source, transfer, machine):
+    store = finish(transfer(), machine)
+    with pytest.raises(RunError, match="tickets of method transfer have their own step only; leave --at out"):
+        list(stability_run(store, Analysis((1,), (Duration(5, "it"),)), machine))
+    assert not (store.path / "stability").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -25,9 +25,6 @@ from ticketlab.cli.options import (
     places_of,
 )  # fmt: skip
 from ticketlab.errors import TicketlabError
-
-if TYPE_CHECKING:
-    pass
 
 RUN_OR_RECIPE = "A run's name, path or unique prefix, or a recipe; left out, the newest ticket."
 

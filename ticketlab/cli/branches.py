@@ -2,33 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-from ticketlab.cli.render import console, note
-from ticketlab.errors import TicketlabError
+from ticketlab.cli.progress import Bars, drawn_line
+from ticketlab.cli.render import note
+from ticketlab.errors import RecipeError, RunError, TicketlabError
 from ticketlab.recipe_file import RecipeFile, read_recipe
-from ticketlab.runs.store import Level, RunStore, find_run
+from ticketlab.runs.store import Level, RunStore, find_run, is_kind, list_runs
 from ticketlab.steps import Duration, parse_duration
 from ticketlab.workflows.run import Event, Started
-from ticketlab.workflows.stability import Line
-from ticketlab.workflows.train_level import Notice
+from ticketlab.workflows.stability import Interpolation, Line
+from ticketlab.workflows.stability_search import Analysis
+from ticketlab.workflows.sweep_points import points_of
+from ticketlab.workflows.train_level import Drawn, Notice
 from ticketlab.workflows.train_level import Progress as StepProgress
-from ticketlab.workflows.trunk import Branched
+from ticketlab.workflows.trunk import Branch, Branched
+
+Choose = Callable[[Path], RunStore]
+"""Folder of runs → the run that is meant where none is named."""
 
 
-def trunk(name: str | None, overrides: Sequence[str], runs: Path) -> RunStore | RecipeFile:
-    """The run or the recipe that a user named; of a run nothing can be changed."""
+def newest(runs: Path) -> RunStore:
+    """The newest pruning run."""
+    return find_run(runs, None, "prune")
+
+
+def newest_claiming(runs: Path) -> RunStore:
+    """The newest pruning run whose recipe claims something; raises RunError where there is none."""
+    for store in reversed(list_runs(runs)):
+        if is_kind(store, "prune") and _claims(store):
+            return store
+    raise RunError(f"no run in {runs} has a recipe with claims; name one: ticketlab verify RECIPE")
+
+
+def _claims(store: RunStore) -> bool:
+    """Whether a run's recipe claims something; a damaged one claims nothing, and hides no other."""
+    try:
+        return bool(read_recipe(store.path / "recipe.yaml").recipe.claims)
+    except RecipeError:
+        return False
+
+
+def run(name: str | None, runs: Path, quiet: bool, choose: Choose = newest) -> RunStore:
+    """The run that a user named; without a name one is chosen, and the user is told which."""
+    if name is not None:
+        return find_run(runs, name, "prune")
+    store = choose(runs)
+    if not quiet:
+        note(f"run: {store.name}")
+    return store
+
+
+def trunk(
+    name: str | None, overrides: Sequence[str], runs: Path, quiet: bool, choose: Choose = newest
+) -> RunStore | RecipeFile:
+    """The run or the recipe that a user named; of a run nothing can be changed, and a recipe is one, not a sweep."""
     if name is not None and name.endswith((".yaml", ".yml")):
+        (point, *more) = points_of(overrides)
+        if more:
+            fields = ", ".join(field for field, _ in point.swept)
+            raise TicketlabError(f"--set {fields}: lists of values (sweeps) belong to ticketlab prune; give one value")
         return read_recipe(Path(name), overrides)
     if overrides:
         raise TicketlabError(f"--set {overrides[0]}: the run is trained already; name a recipe to change its fields")
-    return find_run(runs, name, "prune")
+    return run(name, runs, quiet, choose)
 
 
 def levels(text: str | None) -> list[int] | None:
@@ -50,55 +89,42 @@ def names(text: str | None) -> list[str]:
 
 def follow(events: Iterable[Event | Branched | dict[str, Any]], quiet: bool) -> dict[str, Any]:
     """Show events as they come; returns the record that ends them."""
-    screen = console(stderr=True)
-    bars = _Bars(screen, screen.is_terminal and not quiet)
     record: dict[str, Any] = {}
-    with bars.progress if bars.is_shown else nullcontext():
+    # a worker that died is started again and tells its finished trainings once more
+    told: set[Hashable] = set()
+    with Bars(quiet, is_transient=True) as bars:
         for event in events:
             if isinstance(event, Notice):
-                note(event.text)
+                bars.say(event.text)
             elif isinstance(event, dict):
                 record = event
             elif isinstance(event, Started):
-                if not quiet:
-                    note(f"{event.store.name}: {event.plan.recipe.replicates} × {event.plan.levels + 1} levels")
+                bars.tell(f"{event.store.name}: {event.plan.recipe.replicates} × {event.plan.levels + 1} levels")
+            elif isinstance(event, Branched):
+                _see(bars, event.branch.name, event.branch, event.seen, told)
             else:
-                branch, seen = (event.branch.name, event.seen) if isinstance(event, Branched) else ("", event)
-                if isinstance(seen, StepProgress):
-                    bars.move(branch or f"replicate {seen.replicate}, level {seen.level}", seen)
-                elif isinstance(seen, Notice) and not quiet:
-                    note(f"{branch}: {seen.text}")
-                elif isinstance(seen, Level | Line):
-                    name = branch or f"replicate {seen.replicate}, level {seen.level}"
-                    bars.finish(name)
-                    if not quiet:
-                        note(_line(name, seen))
+                name = "" if isinstance(event, Drawn) else f"replicate {event.replicate}, level {event.level}"
+                _see(bars, name, None, event, told)
     return record
 
 
-class _Bars:
-    """A bar for each training that is going on."""
-
-    def __init__(self, screen: Console, is_shown: bool) -> None:
-        self.is_shown = is_shown
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=screen, transient=True,
-        )  # fmt: skip
-        self._tasks: dict[str, TaskID] = {}
-
-    def move(self, name: str, seen: StepProgress) -> None:
-        """A training got further."""
-        if name not in self._tasks:
-            self._tasks[name] = self.progress.add_task(name, total=seen.stop - seen.start)
-        self.progress.update(self._tasks[name], completed=seen.step - seen.start)
+def _see(bars: Bars, name: str, branch: Branch | None, seen: object, told: set[Hashable]) -> None:
+    """Show what a training of that name lets be seen of itself."""
+    if isinstance(seen, StepProgress):
+        bars.begin(name, seen.stop - seen.start)
+        bars.move(name, seen)
         if seen.step == seen.stop:
-            self.finish(name)
-
-    def finish(self, name: str) -> None:
-        """A training is over."""
-        if name in self._tasks:
-            self.progress.remove_task(self._tasks.pop(name))
+            bars.end(name)
+    elif isinstance(seen, Notice):
+        bars.tell(f"{name}: {seen.text}")
+    elif isinstance(seen, Drawn):
+        bars.tell(drawn_line(seen))
+    elif isinstance(seen, Level | Line):
+        bars.end(name)
+        key = (branch, seen.replicate, seen.level, seen if isinstance(seen, Line) else None)
+        if key not in told:
+            bars.tell(_line(name, seen))
+        told.add(key)
 
 
 def _line(name: str, seen: Level | Line) -> str:
@@ -106,6 +132,16 @@ def _line(name: str, seen: Level | Line) -> str:
         return f"{name}: barrier {100 * seen.barrier:.2f} points of validation error, distance {seen.distance:.3g}"
     accuracy = f"test accuracy {100 * seen.test_accuracy:.2f} % at step {seen.early_stop_step}"
     return f"{name}: {accuracy}, {seen.seconds:.1f} s"
+
+
+def analysis(
+    level: str | None, at: str | None, bisect: bool, resolution: str | None, interpolation: Interpolation
+) -> Analysis:
+    """The instability analysis that the options of a command describe."""
+    found = levels(level)
+    if found is None:
+        found = [0] if at or bisect else []
+    return Analysis(tuple(found), times("--at", at), bisect, one_time("--resolution", resolution), interpolation)
 
 
 def times(option: str, text: str | None) -> tuple[Duration, ...]:

@@ -105,7 +105,7 @@ def supermasks(record: Mapping[str, Any], json: bool) -> None:
     if json:
         result(dict(record))
         return
-    title = f"{record['run']}: untrained weights under masks, test accuracy ± 95 % t interval"
+    title = f"{record['run']}{_stand_in(record)}: untrained weights under masks, test accuracy ± 95 % t interval"
     table = new_table(title, ("mask", "weights", "test\naccuracy %", "n", "validation\naccuracy %", "density\n%"))
     trained = Estimate(**record["trained"])
     table.add_row("trained dense network", "trained", with_interval(trained, ".2f"), str(trained.n), "", "100")
@@ -138,7 +138,8 @@ def stability(record: Mapping[str, Any], json: bool) -> None:
     if json:
         result(dict(record))
         return
-    title = f"{record['run']}: error on the line between copies ± 95 % t interval; stable: less than 2 points"
+    where = f"{record['run']}{_stand_in(record)}"
+    title = f"{where}: error on the line between copies ± 95 % t interval; stable: less than 2 points"
     table = new_table(title, STABILITY_COLUMNS)
     for row in record["rows"]:
         barrier, error = (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Hashable, Iterable
+from types import TracebackType
+from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -17,87 +18,115 @@ from ticketlab.workflows.train_level import Progress as StepProgress
 
 def follow(events: Iterable[Event], quiet: bool) -> tuple[RunStore, list[Level]]:
     """Show events as they come; returns the run and its levels."""
-    screen = console(stderr=True)
-    bars = Bars(screen.is_terminal and not quiet)
-    store: RunStore | None = None
+    started: Started | None = None
     # a worker that died is started again and tells its finished levels once more
     levels: dict[tuple[int, int], Level] = {}
-    with bars.progress if bars.shown else nullcontext():
+    with Bars(quiet) as bars:
         for event in events:
             if isinstance(event, Started):
-                store = event.store
-                bars.start(event.plan)
-                if not quiet:
-                    bars.say(_opening(event))
+                started = event
+                for replicate in range(1, event.plan.recipe.replicates + 1):
+                    bars.begin(_bar(replicate), event.plan.steps_from(0))
+                bars.tell(_opening(event))
             elif isinstance(event, Notice):
                 bars.say(event.text)
             elif isinstance(event, Drawn):
-                if not quiet:
-                    bars.say(drawn_line(event))
-            elif isinstance(event, Level):
-                is_new = (event.replicate, event.level) not in levels
-                levels[event.replicate, event.level] = event
-                if is_new:
-                    bars.finish(event)
-                if is_new and not quiet:
-                    bars.say(level_line(event))
+                bars.tell(drawn_line(event))
             else:
-                bars.move(event)
-    assert store is not None
-    return store, list(levels.values())
+                assert started is not None
+                _see(bars, event, started.plan)
+                if isinstance(event, Level):
+                    if (event.replicate, event.level) not in levels:
+                        bars.tell(level_line(event))
+                    levels[event.replicate, event.level] = event
+    assert started is not None
+    return started.store, list(levels.values())
+
+
+def _bar(replicate: int) -> str:
+    return f"replicate {replicate}"
+
+
+def _see(bars: Bars, seen: StepProgress | Level, plan: Plan) -> None:
+    """Move the bar of a replicate; a search may end early, and a ticket may continue where it was drawn."""
+    name = _bar(seen.replicate)
+    bars.move(name, seen)
+    if isinstance(seen, Level):
+        bars.resize(name, plan.steps_from(seen.level + 1))
+    else:
+        bars.describe(name, f"{name} · level {seen.level}/{plan.levels}")
 
 
 class Bars:
-    """One bar per replicate, over all of its levels."""
+    """A bar for each name, over the steps of all trainings under it; without a terminal, or quiet, no bars."""
 
-    def __init__(self, shown: bool) -> None:
-        self.shown = shown
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeRemainingColumn(),
-            console=console(stderr=True),
-        )
-        self.say: Callable[[str], None] = self._print if shown else note
-        self._tasks: dict[int, TaskID] = {}
-        self._done: dict[int, int] = {}
-        self._plan: Plan | None = None
+    def __init__(self, quiet: bool, is_transient: bool = False) -> None:
+        screen = console(stderr=True)
+        self._is_quiet = quiet
+        self._is_shown = screen.is_terminal and not quiet
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
+            TimeRemainingColumn(), console=screen, transient=is_transient,
+        )  # fmt: skip
+        self._tasks: dict[str, TaskID] = {}
+        self._done: dict[str, dict[Hashable, int]] = {}
 
-    def start(self, plan: Plan) -> None:
-        """Make the bars."""
-        self._plan = plan
-        steps = self._steps_from(0)
-        for replicate in range(1, plan.recipe.replicates + 1):
-            self._tasks[replicate] = self.progress.add_task(f"replicate {replicate}", total=steps)
-            self._done[replicate] = 0
+    def __enter__(self) -> Self:
+        if self._is_shown:
+            self._progress.start()
+        return self
 
-    def _steps_from(self, level: int) -> int:
-        """Steps from a level's start to the end, as far as can be known before."""
-        assert self._plan is not None
-        return sum(self._plan.stop(index) - self._plan.start(index) for index in range(level, self._plan.levels + 1))
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_shown:
+            self._progress.stop()
 
-    def move(self, event: StepProgress) -> None:
-        """A little further inside a level."""
-        assert self._plan is not None
-        level = f"replicate {event.replicate} · level {event.level}/{self._plan.levels}"
-        within = event.step - event.start
-        self.progress.update(
-            self._tasks[event.replicate], description=level, completed=self._done[event.replicate] + within
-        )
+    def say(self, text: str) -> None:
+        """A line that the user must see."""
+        if self._is_shown:
+            self._progress.console.print(text, markup=False, highlight=False)
+        else:
+            note(text)
 
-    def finish(self, level: Level) -> None:
-        """A level is done."""
-        self._done[level.replicate] += level.steps
-        done = self._done[level.replicate]
-        # a search may end early, a ticket may continue where it was drawn
-        self.progress.update(
-            self._tasks[level.replicate], completed=done, total=done + self._steps_from(level.level + 1)
-        )
+    def tell(self, text: str) -> None:
+        """A line for who is not quiet."""
+        if not self._is_quiet:
+            self.say(text)
 
-    def _print(self, text: str) -> None:
-        self.progress.console.print(text, markup=False, highlight=False)
+    def begin(self, name: str, total: int) -> None:
+        """Make a bar, if there is none of that name."""
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total)
+            self._done[name] = {}
+
+    def move(self, name: str, seen: StepProgress | Level, point: int = 0) -> None:
+        """A training under a name got further, or is finished; told once more, it counts once.
+
+        Args:
+            point: Of a sweep, where several have a replicate of that number.
+        """
+        steps = seen.steps if isinstance(seen, Level) else seen.step - seen.start
+        self._done[name][point, seen.replicate, seen.level] = steps
+        self._progress.update(self._tasks[name], completed=self.done(name))
+
+    def done(self, name: str) -> int:
+        """Steps that are done under a name."""
+        return sum(self._done[name].values())
+
+    def resize(self, name: str, left: int) -> None:
+        """So many steps are left under a name."""
+        self._progress.update(self._tasks[name], total=self.done(name) + left)
+
+    def describe(self, name: str, text: str) -> None:
+        """Another text beside a bar."""
+        self._progress.update(self._tasks[name], description=text)
+
+    def end(self, name: str) -> None:
+        """Take a bar away, if there is one."""
+        if name in self._tasks:
+            self._progress.remove_task(self._tasks.pop(name))
+            del self._done[name]
 
 
 def _opening(event: Started) -> str:

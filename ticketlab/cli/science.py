@@ -64,7 +64,7 @@ def controls(
 
         levels, names = branches.levels(level), branches.names(control)
         machine = Machine(runs, places_of(data), device, workers, threads, engine=Engine(engine, address))
-        trunk = branches.trunk(run, overrides or (), runs)
+        trunk = branches.trunk(run, overrides or (), runs, quiet)
         findings.controls(branches.follow(controls_of(trunk, levels, names, machine, should_stop), quiet), json)
 
 
@@ -100,14 +100,13 @@ def supermask(
     """Lay masks over weights that are never trained: masks of the trained network, or masks that are learned."""
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
         from ticketlab.cli import branches, findings
-        from ticketlab.runs.store import find_run
         from ticketlab.workflows.learn_mask import ask_learning
         from ticketlab.workflows.run import Machine
         from ticketlab.workflows.supermask import supermask_run
 
         learning = ask_learning(learn, weights, density, rescale, steps, lr)
         names = branches.names(criterion)
-        store = find_run(runs, run, "prune")
+        store = branches.run(run, runs, quiet)
         machine = Machine(runs, places_of(data), device, workers, threads)
         events = supermask_run(store, names, learning, machine, should_stop)
         findings.supermasks(branches.follow(events, quiet), json)
@@ -115,7 +114,14 @@ def supermask(
 
 @app.command()
 def verify(
-    recipe: RunOrRecipe = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN|RECIPE]",
+            help="A run, or a recipe that is run first; the newest run with claims if left out.",
+            show_default=False,
+        ),
+    ] = None,
     overrides: Overrides = None,
     measured: Annotated[bool, typer.Option("--measured", help="Judge what has been measured; train nothing.")] = False,
     runs: RunsRoot = Path("runs"),
@@ -135,7 +141,7 @@ def verify(
         from ticketlab.workflows.trunk import run_file
         from ticketlab.workflows.verify import verify_run
 
-        found = branches.trunk(recipe, overrides or (), runs)
+        found = branches.trunk(recipe, overrides or (), runs, quiet, branches.newest_claiming)
         file = run_file(found) if isinstance(found, RunStore) else found
         where = found.path.parent if isinstance(found, RunStore) else runs
         machine = Machine(where, places_of(data), device, workers, threads)
@@ -179,19 +185,10 @@ def stability(
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
         from ticketlab.cli import branches, findings
         from ticketlab.workflows.run import Machine
-        from ticketlab.workflows.stability import Effort
-        from ticketlab.workflows.stability_search import Question, stability_of
+        from ticketlab.workflows.stability import Interpolation
+        from ticketlab.workflows.stability_search import stability_of
 
-        levels = branches.levels(level)
-        if levels is None:
-            levels = [0] if at or bisect else []
-        question = Question(
-            tuple(levels),
-            branches.times("--at", at),
-            bisect,
-            branches.one_time("--resolution", resolution),
-            Effort(copies, points),
-        )
+        analysis = branches.analysis(level, at, bisect, resolution, Interpolation(copies, points))
         machine = Machine(runs, places_of(data), device, workers, threads)
-        trunk = branches.trunk(run, overrides or (), runs)
-        findings.stability(branches.follow(stability_of(trunk, question, machine, should_stop), quiet), json)
+        trunk = branches.trunk(run, overrides or (), runs, quiet)
+        findings.stability(branches.follow(stability_of(trunk, analysis, machine, should_stop), quiet), json)

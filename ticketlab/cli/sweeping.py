@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from ticketlab.cli.progress import drawn_line, level_line
-from ticketlab.cli.render import console, counted, long_time, new_table, note, result, run_record, show, with_interval
+from ticketlab.cli.progress import Bars, drawn_line, level_line
+from ticketlab.cli.render import counted, long_time, new_table, note, result, run_record, show, with_interval
 from ticketlab.errors import FailedRun
 from ticketlab.recipe import Recipe
 from ticketlab.report import summarise, telling
@@ -23,6 +20,9 @@ from ticketlab.workflows.sweep import Begun, Pointed, Ready, sweep_run
 from ticketlab.workflows.sweep_points import Point, check_points
 from ticketlab.workflows.train_level import Drawn, Notice
 from ticketlab.workflows.train_level import Progress as StepProgress
+
+SWEEP = "sweep"
+"""Name of the bar over all points."""
 
 
 @dataclass
@@ -60,25 +60,19 @@ def sweep(
 
 def follow(events: Iterable[Begun | Pointed | Notice], quiet: bool) -> Swept:
     """Show events as they come; a failure is kept until what did not fail has been told."""
-    screen = console(stderr=True)
-    bars = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
-        TimeRemainingColumn(), console=screen,
-    )  # fmt: skip
-    is_shown = screen.is_terminal and not quiet
-    swept, steps = Swept(), Steps(bars)
-    with bars if is_shown else nullcontext():
+    swept = Swept()
+    with Bars(quiet) as bars:
         try:
             for event in events:
                 if isinstance(event, Notice):
-                    note(event.text)
+                    bars.say(event.text)
                 elif isinstance(event, Begun):
                     swept.points = event.points
-                    steps.begin(event.points)
-                    if not quiet:
-                        note(f"{counted(len(event.points), 'point')}, {event.workers} at a time")
+                    bars.begin(SWEEP, sum(one.steps * one.file.recipe.replicates for one in event.points))
+                    bars.describe(SWEEP, counted(len(event.points), "point"))
+                    bars.tell(f"{counted(len(event.points), 'point')}, {event.workers} at a time")
                 else:
-                    _see(event, swept, steps, quiet)
+                    _see(event, swept, bars)
         except FailedRun as error:
             if not swept.points:
                 raise
@@ -86,39 +80,19 @@ def follow(events: Iterable[Begun | Pointed | Notice], quiet: bool) -> Swept:
     return swept
 
 
-def _see(event: Pointed, swept: Swept, steps: Steps, quiet: bool) -> None:
+def _see(event: Pointed, swept: Swept, bars: Bars) -> None:
     name, seen = swept.points[event.point].point.name, event.seen
-    if isinstance(seen, StepProgress):
-        steps.move(event.point, event.replicate, seen.level, seen.step - seen.start)
-    elif isinstance(seen, Level):
-        steps.move(event.point, event.replicate, seen.level, seen.steps)
+    if isinstance(seen, StepProgress | Level):
+        bars.move(SWEEP, seen, event.point)
+    if isinstance(seen, Level):
         key = (event.point, event.replicate, seen.level)
-        if key not in swept.levels and not quiet:
-            note(f"{name}: {level_line(seen)}")
+        if key not in swept.levels:
+            bars.tell(f"{name}: {level_line(seen)}")
         swept.levels[key] = seen
     elif isinstance(seen, Drawn):
-        if not quiet:
-            note(f"{name}: {drawn_line(seen)}")
-    else:
-        note(f"{name}: {seen.text}")
-
-
-class Steps:
-    """One bar over all optimizer steps of a sweep."""
-
-    def __init__(self, bars: Progress) -> None:
-        self._bars = bars
-        self._done: dict[tuple[int, int, int], int] = {}
-
-    def begin(self, points: Sequence[Ready]) -> None:
-        """Make the bar."""
-        total = sum(one.steps * one.file.recipe.replicates for one in points)
-        self._task = self._bars.add_task(counted(len(points), "point"), total=total)
-
-    def move(self, point: int, replicate: int, level: int, steps: int) -> None:
-        """So many steps of a level are done."""
-        self._done[point, replicate, level] = steps
-        self._bars.update(self._task, completed=sum(self._done.values()))
+        bars.tell(f"{name}: {drawn_line(seen)}")
+    elif isinstance(seen, Notice):
+        bars.say(f"{name}: {seen.text}")
 
 
 def swept(done: Swept, json: bool) -> None:

@@ -11,12 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from ticketlab.pruning.masks import Mask, masked
+from ticketlab.pruning.masks import Mask, State, masked
 from ticketlab.registry import Registry
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)

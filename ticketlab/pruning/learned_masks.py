@@ -14,9 +14,7 @@ from torch.nn.utils import parametrize
 
 from ticketlab.models.compact import tensor
 from ticketlab.pruning.allocate import lowest
-from ticketlab.pruning.masks import Mask, prunable
-
-State = dict[str, Tensor]
+from ticketlab.pruning.masks import Mask, State, prunable
 
 
 class LearnedMask(nn.Module):

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+State = dict[str, Tensor]
+"""Name of a parameter or buffer → its values, as PyTorch's state_dict."""
 Mask = dict[str, Tensor]
 """Parameter name → bool tensor of the parameter's shape; True keeps."""
 

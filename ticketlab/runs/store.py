@@ -367,7 +367,7 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
 
     Raises RunError that lists the choices.
     """
-    runs = [run for run in list_runs(root) if kind is None or _is_kind(run, kind)]
+    runs = [run for run in list_runs(root) if kind is None or is_kind(run, kind)]
     if name is None:
         if not runs:
             raise RunError(f"no runs in {root}; make one with: ticketlab prune recipes/lenet_mnist.yaml")
@@ -402,14 +402,14 @@ def find_runs(root: Path, name: str, kind: str) -> list[RunStore]:
         if run.kind != kind:
             raise RunError(f"{name} was made by ticketlab {run.kind}, not by ticketlab {kind}")
         return [run]
-    known = [run for run in list_runs(root) if _is_kind(run, kind)]
+    known = [run for run in list_runs(root) if is_kind(run, kind)]
     matching = [run for run in known if run.name == name] or [run for run in known if run.name.startswith(name)]
     if not matching:
         raise RunError(f"no run '{name}' in {root}" + (did_you_mean(name, [r.name for r in known]) if known else ""))
     return matching
 
 
-def _is_kind(run: RunStore, kind: str) -> bool:
+def is_kind(run: RunStore, kind: str) -> bool:
     """Whether a run is of a kind; a damaged one is of none, and hides no other."""
     try:
         return run.kind == kind

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketlab.pruning.allocate import lowest
-from ticketlab.pruning.masks import Mask, masked, pack, unpack
+from ticketlab.pruning.masks import Mask, State, masked, pack, unpack
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import LevelEvents
 from ticketlab.runs.ticket import Ticket
@@ -20,7 +20,7 @@ from ticketlab.training.trainable import Trainable
 from ticketlab.workflows.flips import FlipWatch
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.tickets import next_mask, ticket_facts
-from ticketlab.workflows.train_level import Drawn, LevelTask, Notice, State
+from ticketlab.workflows.train_level import Drawn, LevelTask, Notice
 
 
 class AtOnce:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +11,25 @@ import torch
 from ticketlab.errors import RunError
 from ticketlab.pruning.controls import Start, Subject, controls
 from ticketlab.recipe_file import RecipeFile
-from ticketlab.report import Estimate, estimate
+from ticketlab.report import Estimate, estimate, summarise, winning
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.run import Event, Machine, plan_on
+from ticketlab.workflows.run import Event, Machine, told
+from ticketlab.workflows.ticket_source import check_restarts
 from ticketlab.workflows.tickets import replicate_seed, ticket_facts
 from ticketlab.workflows.train_level import LevelTask, Notice, Settings, train_level
 from ticketlab.workflows.trunk import (
     Branch,
     Branched,
-    check_restarts,
+    check_levels,
+    data_facts,
     finished_replicates,
-    pruned,
     run_branches,
     run_plan,
+    trunk_run,
+    write_figures,
 )
 
 if TYPE_CHECKING:
@@ -54,14 +56,14 @@ def controls_of(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event | Branched | dict[str, Any]]:
     """`control_run` of a run, or of a recipe that is run first; what cannot be is told before."""
-    for name in names:
-        controls.find(name)
-    if not isinstance(trunk, RunStore):
-        plan = plan_on(trunk, machine)
-        check_restarts(plan)
-        if wrong := [level for level in levels or () if not 1 <= level <= plan.levels]:
-            raise RunError(f"{plan.name}: has levels 1 to {plan.levels}, not {wrong[0]}")
-    store = trunk if isinstance(trunk, RunStore) else (yield from pruned(trunk, machine, should_stop))
+
+    def check(plan: Plan) -> None:
+        for name in names:
+            controls.find(name)
+        check_restarts(plan.recipe, plan.name)
+        check_levels(plan, levels or (), 1)
+
+    store = yield from trunk_run(trunk, check, machine, should_stop)
     yield from control_run(store, levels, names, machine, should_stop)
 
 
@@ -86,29 +88,42 @@ def control_run(
     for name in chosen:
         controls.find(name)
     plan = run_plan(store, machine.places)
-    check_restarts(plan)
+    check_restarts(plan.recipe, plan.name)
     if levels is None:
         levels = [winning_level(store, plan.steps)]
         yield Notice(f"{store.name}, level {levels[0]}: the sparsest ticket as good as the dense network on validation "
                      "data, else the best")  # fmt: skip
-    deepest = max((len(store.levels(number)) for number in store.replicates()), default=0)
-    levels = sorted(set(levels)) or list(range(1, deepest))
-    if not levels or 0 in levels:
-        raise RunError(f"{store.path}: level 0 is the dense network, which has no controls; name a ticket with --level")
-    replicates = {level: finished_replicates(store, level) for level in levels}
-    branches = [
-        Branch(f"{control_folder(level)}/{name}", number, level)
-        for level in levels
-        for number in replicates[level]
-        for name in chosen
-    ]
-    missing = [one for one in branches if not store.part(one.folder).has_level(one.replicate, one.level)]
-    with store.lock():
-        yield from run_branches(store, missing, train_control, machine, should_stop)
-        records = [_keep(store, level, replicates[level], plan.steps) for level in levels]
+    replicates = {level: finished_replicates(store, level) for level in _tickets(store, levels)}
+    with told(store), store.lock():
+        yield from run_branches(store, _missing(store, chosen, replicates), train_control, machine, should_stop)
+        records = [_keep(store, level, found, plan.steps) for level, found in replicates.items()]
         if len(records) > 1:
             _show(store, "controls", against_density(records))
     yield records[0] if len(records) == 1 else {"run": str(store.path), "levels": records}
+
+
+def _tickets(store: RunStore, levels: Sequence[int]) -> list[int]:
+    """The levels that are asked for, or all of the run; raises RunError where the dense network is among them."""
+    deepest = max((len(store.levels(number)) for number in store.replicates()), default=0)
+    found = sorted(set(levels)) or list(range(1, deepest))
+    if not found or 0 in found:
+        raise RunError(f"{store.path}: level 0 is the dense network, which has no controls; name a ticket with --level")
+    return found
+
+
+def _missing(store: RunStore, names: Sequence[str], replicates: Mapping[int, Sequence[int]]) -> list[Branch]:
+    """Controls that have not been trained yet.
+
+    Args:
+        replicates: Of each level.
+    """
+    branches = [
+        Branch(f"{control_folder(level)}/{name}", number, level)
+        for level, numbers in replicates.items()
+        for number in numbers
+        for name in names
+    ]
+    return [one for one in branches if not store.part(one.folder).has_level(one.replicate, one.level)]
 
 
 def _keep(store: RunStore, level: int, replicates: Sequence[int], steps: int) -> dict[str, Any]:
@@ -140,11 +155,12 @@ def winning_level(store: RunStore, steps: int) -> int:
     of_replicate = [found for found in map(store.levels, store.replicates()) if found]
     if not of_replicate:
         raise RunError(f"{store.path}: has no finished level yet")
-    levels = range(min(map(len, of_replicate)))
-    means = [statistics.fmean(found[level].val_accuracy for found in of_replicate) for level in levels]
-    is_measure = all(_is_trained(found[0], steps) for found in of_replicate)
-    winning = [level for level in levels if is_measure and level and means[level] >= means[0]]
-    return winning[-1] if winning else max(levels[1:], key=means.__getitem__, default=0)
+    common = min(map(len, of_replicate))
+    rows = summarise([level for found in of_replicate for level in found[:common]])
+    sparsest = winning(rows)
+    if sparsest.level and all(_is_trained(found[0], steps) for found in of_replicate):
+        return sparsest.level
+    return max(rows[1:], key=lambda row: row.val_accuracy.mean, default=rows[0]).level
 
 
 def _is_trained(dense: Level, steps: int) -> bool:
@@ -191,7 +207,6 @@ def control_record(
     store: RunStore, level: int, names: Sequence[str], replicates: Sequence[int], steps: int
 ) -> dict[str, Any]:
     """What came of it, as one JSON object; no dense network where training of it ended before `steps`."""
-    manifest = store.read_manifest()
     ticket = [store.read_level(number, level) for number in replicates]
     others = {
         name: [store.part(f"{control_folder(level)}/{name}").read_level(number, level) for number in replicates]
@@ -200,8 +215,7 @@ def control_record(
     dense = [store.read_level(number, 0) for number in replicates]
     return {
         "run": str(store.path),
-        "data": manifest.get("data"),
-        "stand_in_for": manifest.get("stand_in_for"),
+        **data_facts(store),
         "level": level,
         "density": ticket[0].density,
         "seeds": [one.seed for one in ticket],
@@ -225,10 +239,6 @@ def _compared(name: str, found: Sequence[Level], ticket: Sequence[Level]) -> Com
 
 def _show(store: RunStore, folder: str, figure: Figure) -> None:
     """A figure, as files and in TensorBoard."""
-    from ticketlab.figures import encode
     from ticketlab.runs.tensorboard import write_pictures
 
-    pictures = encode(figure)
-    for kind, content in pictures.items():
-        store.write_file(f"{folder}/controls.{kind}", content)
-    write_pictures(store.path / folder, {"controls": pictures["png"]})
+    write_pictures(store.path / folder, write_figures(store, folder, {"controls": figure}))

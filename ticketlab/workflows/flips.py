@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketlab.pruning.masks import Mask
+from ticketlab.pruning.masks import Mask, State
 from ticketlab.pruning.sign_flips import SignFlips
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import LevelEvents
 from ticketlab.training.trainable import Trainable
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.train_level import Drawn, LevelTask, Notice, State
+from ticketlab.workflows.train_level import Drawn, LevelTask, Notice
 
 
 class FlipWatch:

@@ -29,7 +29,7 @@ from ticketlab.pruning.learned_masks import (
     seen_state,
     settle_,
 )
-from ticketlab.pruning.masks import full_mask
+from ticketlab.pruning.masks import State, full_mask
 from ticketlab.registry import did_you_mean
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import LevelEvents
@@ -41,8 +41,6 @@ from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.tickets import replicate_seed, ticket_facts, ticket_weights
 from ticketlab.workflows.train_level import Notice, Progress, Settings
 from ticketlab.workflows.trunk import Branch
-
-State = dict[str, Tensor]
 
 WEIGHTS = ("init", "signed_constant")
 """What a mask is laid over: initial weights, or their signs times the deviation of their layer."""

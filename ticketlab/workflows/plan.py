@@ -22,9 +22,10 @@ from ticketlab.models.compact import NORMS
 from ticketlab.pruning.allocate import Pool, keep_at, keep_count, keep_cubic, make_pools
 from ticketlab.pruning.criteria import Evidence, criteria
 from ticketlab.pruning.masks import Mask, full_mask
-from ticketlab.recipe import Recipe, recipe_hash
+from ticketlab.recipe import Recipe, Where, recipe_hash
 from ticketlab.recipe_file import Problem, RecipeFile
 from ticketlab.registry import check_options, did_you_mean, file_digest, load_file
+from ticketlab.report import SAME_DENSITY
 from ticketlab.workflows.build import build_model, check_model
 from ticketlab.workflows.schedule import Schedule, check_counting, check_schedule, make_schedule
 from ticketlab.workflows.targets import EarlyBird, check_method, check_search, make_search
@@ -119,11 +120,31 @@ class Plan:
         rate = self.recipe.pruning.rate
         return [keep_at(pool, self.judged, density, rate) for pool in self.pools]
 
+    @property
+    def densities(self) -> list[float]:
+        """Density of each level."""
+        total = sum(self.judged.values())
+        return [sum(self.keeps(level)) / total for level in range(self.levels + 1)]
+
+    def find_level(self, where: Where) -> int | None:
+        """The level that is meant; None where there is none."""
+        known = self.densities
+        if where.level is not None:
+            return where.level if where.level < len(known) else None
+        wanted = where.density
+        assert wanted is not None
+        nearest = min(range(len(known)), key=lambda level: abs(known[level] - wanted))
+        return nearest if abs(known[nearest] - wanted) <= SAME_DENSITY * wanted else None
+
     def start(self, level: int) -> int:
         """Step at which a level's training starts; for tickets that continue, the earliest one possible."""
         if self.schedule and level:
             return self.schedule.starts[level - 1]
         return 0 if level == 0 or self.recipe.pruning.after in ("reinit", "continue") else self.rewind
+
+    def steps_from(self, level: int) -> int:
+        """Optimizer steps of one replicate from a level on, as far as can be known before."""
+        return sum(self.stop(index) - self.start(index) for index in range(level, self.levels + 1))
 
     def stop(self, level: int) -> int:
         """Step at which a level's training ends."""

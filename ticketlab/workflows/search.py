@@ -27,7 +27,7 @@ from ticketlab.pruning.early_bird import (
     snapshot,
     window_distance,
 )
-from ticketlab.pruning.masks import Mask
+from ticketlab.pruning.masks import Mask, State
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import LevelEvents
 from ticketlab.runs.ticket import Ticket
@@ -39,7 +39,7 @@ from ticketlab.workflows.operations import operations, rungs
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.targets import Target
 from ticketlab.workflows.tickets import Observed, cut, replicate_seed, saliencies, wants_initial
-from ticketlab.workflows.train_level import Drawn, Notice, State
+from ticketlab.workflows.train_level import Drawn, Notice
 
 MEMORY = 64 * 2**20
 """Bytes of masks that are kept for each density; beyond, the oldest outside the window are forgotten."""

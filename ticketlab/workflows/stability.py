@@ -6,8 +6,8 @@
                      the error at points of the line between each two ends
 
 Source: Frankle, Dziugaite, Roy & Carbin 2020, "Linear mode connectivity and the lottery ticket hypothesis", sections 2
-to 4, algorithms 1 and 2. Differs from it in what decides: the error on validation examples, because the test set is for
-the ends of training alone.
+to 4, algorithms 1 and 2. Differs from it in what decides: the error on validation examples. The test set is read where
+a training ends, that of a copy or of the dense network to step k; no verdict looks at it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Machine
 from ticketlab.workflows.tickets import dense_ticket, replicate_seed, ticket_weights
 from ticketlab.workflows.train_level import LevelTask, Notice, Progress, Settings, train_level
-from ticketlab.workflows.trunk import Branch, Branched, finished_replicates, run_branches
+from ticketlab.workflows.trunk import Branch, Branched, run_branches
 
 TRAIN_SAMPLE = 10_000
 """Training examples, at most, whose error is read on the line, and which batch norms are given their statistics by."""
@@ -42,8 +42,8 @@ SPLITS = ("validation", "train")
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How closely a network is looked at."""
+class Interpolation:
+    """How many copies of a network there are, and points of the line between each two."""
 
     copies: int = 2
     points: int = 30
@@ -55,12 +55,14 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Spot:
+class BranchPoint:
     """A level of a run at a step of its training, where copies begin."""
 
     store: RunStore
     level: int
     step: int
+    replicates: tuple[int, ...]
+    """Those that are looked at."""
 
     @property
     def folder(self) -> str:
@@ -94,35 +96,35 @@ class Line:
 
 
 def analyse(
-    spots: Sequence[Spot], effort: Effort, machine: Machine, should_stop: Callable[[], bool]
+    points: Sequence[BranchPoint], interpolation: Interpolation, machine: Machine, should_stop: Callable[[], bool]
 ) -> Iterator[Branched | Notice]:
-    """Train the copies of some spots of one run and walk the lines between them, as far as that is not done yet."""
-    store = spots[0].store
+    """Train the copies of branch points of one run and walk the lines between them, as far as that is not done yet."""
+    store = points[0].store
     with store.lock():
         copies = [
-            Branch(f"{spot.folder}/copy_{number}", replicate, spot.level, f"{spot.title}, copy {number}")
-            for spot, replicate in _replicated(spots)
-            for number in range(1, effort.copies + 1)
-            if not spot.copy(number).has_level(replicate, spot.level)
+            Branch(f"{point.folder}/copy_{number}", replicate, point.level, f"{point.title}, copy {number}")
+            for point, replicate in _replicated(points)
+            for number in range(1, interpolation.copies + 1)
+            if not point.copy(number).has_level(replicate, point.level)
         ]
         waiting = {(branch.folder.rpartition("/")[0], branch.replicate) for branch in copies}
         trunks = [
-            Branch(f"{spot.folder}/trunk", replicate, 0, f"dense network to step {spot.step}")
-            for spot, replicate in _replicated(spots)
-            if spot.level == 0 and spot.step and (spot.folder, replicate) in waiting
+            Branch(f"{point.folder}/trunk", replicate, 0, f"dense network to step {point.step}")
+            for point, replicate in _replicated(points)
+            if point.level == 0 and point.step and (point.folder, replicate) in waiting
         ]
         lines = [
-            Branch(spot.folder, replicate, spot.level, f"{spot.title}, line")
-            for spot, replicate in _replicated(spots)
-            if not _is_walked(spot.part, replicate, effort)
+            Branch(point.folder, replicate, point.level, f"{point.title}, line")
+            for point, replicate in _replicated(points)
+            if not _is_walked(point.part, replicate, interpolation)
         ]
         yield from run_branches(store, trunks, train_trunk, machine, should_stop)
         yield from run_branches(store, copies, train_copy, machine, should_stop)
-        yield from run_branches(store, lines, partial(walk_lines, effort=effort), machine, should_stop)
+        yield from run_branches(store, lines, partial(walk_lines, interpolation=interpolation), machine, should_stop)
 
 
-def _replicated(spots: Sequence[Spot]) -> list[tuple[Spot, int]]:
-    return [(spot, replicate) for spot in spots for replicate in finished_replicates(spot.store, spot.level)]
+def _replicated(points: Sequence[BranchPoint]) -> list[tuple[BranchPoint, int]]:
+    return [(point, replicate) for point in points for replicate in point.replicates]
 
 
 def train_trunk(plan: Plan, store: RunStore, branch: Branch, settings: Settings) -> Iterator[object]:
@@ -194,17 +196,19 @@ def train_sample(plan: Plan) -> Examples:
 
 
 def walk_lines(
-    plan: Plan, store: RunStore, branch: Branch, settings: Settings, *, effort: Effort
+    plan: Plan, store: RunStore, branch: Branch, settings: Settings, *, interpolation: Interpolation
 ) -> Iterator[Progress | Line]:
     """The errors between each two copies of a replicate; each point is kept as soon as it is known."""
     part, device = store.part(branch.folder), settings.device
     model = plan.build(0).to(device)
     trained = [name for name, _ in model.named_parameters()]
     splits = {"validation": plan.splits.validation.to(device), "train": train_sample(plan).to(device)}
-    for pair in effort.pairs():
-        name = _line_name(branch.replicate, pair, effort)
+    for pair in interpolation.pairs():
+        name = _line_name(branch.replicate, pair, interpolation)
         one, other = (part.part(f"copy_{n}").read_weights(branch.replicate, branch.level, "final") for n in pair)
-        line = part.read_result(name) if part.has_result(name) else _new_line(effort, distance(one, other, trained))
+        line = (
+            part.read_result(name) if part.has_result(name) else _new_line(interpolation, distance(one, other, trained))
+        )
         for alpha in line["alphas"][len(line["train"]) :]:
             if settings.should_stop():
                 raise Interrupted("stopped between two copies; the points so far are saved")
@@ -212,12 +216,12 @@ def walk_lines(
             line = {**line, **{split: [*line[split], errors[split]] for split in SPLITS}}
             part.write_result(name, line)
             done = len(line["train"])
-            yield Progress(branch.replicate, branch.level, 0, done, effort.points, 1 - errors["validation"])
+            yield Progress(branch.replicate, branch.level, 0, done, interpolation.points, 1 - errors["validation"])
         yield Line(branch.replicate, branch.level, barrier(line["validation"]), line["distance"])
 
 
-def _new_line(effort: Effort, apart: float) -> dict[str, Any]:
-    return {"alphas": positions(effort.points), "distance": apart, **{split: [] for split in SPLITS}}
+def _new_line(interpolation: Interpolation, apart: float) -> dict[str, Any]:
+    return {"alphas": positions(interpolation.points), "distance": apart, **{split: [] for split in SPLITS}}
 
 
 def errors_of(model: nn.Module, weights: dict[str, Tensor], splits: dict[str, Examples]) -> dict[str, float]:
@@ -227,13 +231,13 @@ def errors_of(model: nn.Module, weights: dict[str, Tensor], splits: dict[str, Ex
     return {name: 1 - evaluate(model, examples)[1] for name, examples in splits.items()}
 
 
-def _line_name(replicate: int, pair: tuple[int, int], effort: Effort) -> str:
-    return f"replicate_{replicate}/line_{pair[0]}_{pair[1]}_of_{effort.points}.json"
+def _line_name(replicate: int, pair: tuple[int, int], interpolation: Interpolation) -> str:
+    return f"replicate_{replicate}/line_{pair[0]}_{pair[1]}_of_{interpolation.points}.json"
 
 
-def _is_walked(part: RunStore, replicate: int, effort: Effort) -> bool:
-    names = [_line_name(replicate, pair, effort) for pair in effort.pairs()]
-    return all(part.has_result(name) and len(part.read_result(name)["train"]) == effort.points for name in names)
+def _is_walked(part: RunStore, replicate: int, interpolation: Interpolation) -> bool:
+    names = [_line_name(replicate, pair, interpolation) for pair in interpolation.pairs()]
+    return all(part.has_result(name) and len(part.read_result(name)["train"]) == interpolation.points for name in names)
 
 
 def verdict(found: Estimate) -> str:
@@ -248,53 +252,54 @@ def is_clear(found: Estimate) -> bool | None:
     return found.high < STABLE_BELOW or found.low >= STABLE_BELOW
 
 
-def spot_row(spot: Spot, effort: Effort, steps: int) -> dict[str, Any]:
-    """What was found at a spot; a replicate's figures are means over its pairs of copies, `n` counts replicates.
+def branch_point_row(point: BranchPoint, interpolation: Interpolation, steps: int) -> dict[str, Any]:
+    """What was found at a branch point; a replicate's figures are means over pairs of copies, `n` counts replicates.
 
     Args:
         steps: Of the whole training.
     """
-    replicates = finished_replicates(spot.store, spot.level)
-    lines = [_lines(spot, number, effort) for number in replicates]
+    lines = [_lines(point, number, interpolation) for number in point.replicates]
     tests = [
         statistics.fmean(
-            1 - spot.copy(number).read_level(replicate, spot.level).final_test_accuracy
-            for number in range(1, effort.copies + 1)
+            1 - point.copy(number).read_level(replicate, point.level).final_test_accuracy
+            for number in range(1, interpolation.copies + 1)
         )
-        for replicate in replicates
+        for replicate in point.replicates
     ]
     barriers = {split: [_mean_barrier(own, split) for own in lines] for split in SPLITS}
     ends = {split: [statistics.fmean((line[split][0] + line[split][-1]) / 2 for line in own) for own in lines]
             for split in SPLITS} | {"test": tests}  # fmt: skip
     decisive = estimate(barriers["validation"])
     return {
-        "run": spot.store.name,
-        "level": spot.level,
-        "density": spot.store.read_level(replicates[0], spot.level).density,
-        "step": spot.step,
-        "share": spot.step / steps,
-        "replicates": replicates,
+        "run": point.store.name,
+        "level": point.level,
+        "density": point.store.read_level(point.replicates[0], point.level).density,
+        "step": point.step,
+        "share": point.step / steps,
+        "replicates": list(point.replicates),
         "verdict": verdict(decisive),
         "is_clear": is_clear(decisive),
         "barrier": {split: asdict(estimate(found)) for split, found in barriers.items()},
         "error": {split: asdict(estimate(found)) for split, found in ends.items()},
         "distance": asdict(estimate([statistics.fmean(line["distance"] for line in own) for own in lines])),
-        "alphas": positions(effort.points),
+        "alphas": positions(interpolation.points),
         "curves": {split: _curve(lines, split) for split in SPLITS},
     }
 
 
-def barriers_by_seed(spot: Spot, effort: Effort) -> dict[int, float]:
+def barriers_by_seed(point: BranchPoint, interpolation: Interpolation) -> dict[int, float]:
     """Seed → barrier on validation examples, a mean over the pairs of copies; of replicates that have it."""
-    numbers = [number for number in spot.store.replicates() if _is_walked(spot.part, number, effort)]
+    numbers = [number for number in point.replicates if _is_walked(point.part, number, interpolation)]
     return {
-        spot.store.read_level(number, spot.level).seed: _mean_barrier(_lines(spot, number, effort), "validation")
+        point.store.read_level(number, point.level).seed: _mean_barrier(
+            _lines(point, number, interpolation), "validation"
+        )
         for number in numbers
     }
 
 
-def _lines(spot: Spot, replicate: int, effort: Effort) -> list[dict[str, Any]]:
-    return [spot.part.read_result(_line_name(replicate, pair, effort)) for pair in effort.pairs()]
+def _lines(point: BranchPoint, replicate: int, interpolation: Interpolation) -> list[dict[str, Any]]:
+    return [point.part.read_result(_line_name(replicate, pair, interpolation)) for pair in interpolation.pairs()]
 
 
 def _mean_barrier(lines: Sequence[dict[str, Any]], split: str) -> float:

@@ -6,22 +6,32 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ticketlab.errors import TicketlabError
+from ticketlab.errors import RunError, TicketlabError
 from ticketlab.pruning.connectivity import STABLE_BELOW, bracket, next_probe
 from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.store import RunStore
 from ticketlab.steps import Duration
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.run import Event, Machine, plan_on
-from ticketlab.workflows.stability import TRAIN_SAMPLE, Effort, Spot, analyse, spot_row
+from ticketlab.workflows.run import Event, Machine, told
+from ticketlab.workflows.stability import TRAIN_SAMPLE, BranchPoint, Interpolation, analyse, branch_point_row
+from ticketlab.workflows.ticket_source import check_restarts
 from ticketlab.workflows.train_level import Notice
-from ticketlab.workflows.trunk import Branched, check_restarts, finished_replicates, pruned, run_plan
+from ticketlab.workflows.trunk import (
+    Branched,
+    check_levels,
+    data_facts,
+    finished_replicates,
+    pruned,
+    run_plan,
+    trunk_run,
+    write_figures,
+)
 
 Events = Generator[Event | Branched, None, None]
 
 
 @dataclass(frozen=True)
-class Question:
+class Analysis:
     """What the user wants to know."""
 
     levels: tuple[int, ...] = ()
@@ -32,7 +42,7 @@ class Question:
     """Find the smallest stable step."""
     resolution: Duration | None = None
     """Of the search; None: a twentieth of the training."""
-    effort: Effort = field(default_factory=Effort)
+    interpolation: Interpolation = field(default_factory=Interpolation)
 
     @property
     def folder(self) -> str:
@@ -44,161 +54,174 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question to a run, checked."""
+class RunAnalysis:
+    """An analysis of a run, checked."""
 
     store: RunStore
     plan: Plan
-    question: Question
+    analysis: Analysis
     machine: Machine
     should_stop: Callable[[], bool]
 
-    def spot(self, level: int, step: int) -> Spot:
-        """Where a level at a step is found: in this run, or in one that rewinds to that step."""
+    def branch_point(self, level: int, step: int) -> BranchPoint:
+        """Where a level at a step is found: in this run, or in one that rewinds to that step.
+
+        Both have the replicates of this run, so that steps are compared seed by seed.
+        """
+        replicates = tuple(finished_replicates(self.store, level))
         if level == 0 or step == self.plan.rewind:
-            return Spot(self.store, level, step)
-        return Spot(RunStore(self.store.path.parent / self.rewound(level, step).name), level, step)
+            return BranchPoint(self.store, level, step, replicates)
+        return BranchPoint(RunStore(self.store.path.parent / self.rewound(level, step).name), level, step, replicates)
 
     def rewound(self, level: int, step: int) -> Plan:
         """The plan of the same run with another rewind step, as deep as a level; deeper, where there is one already."""
-        overrides = [f"pruning.rewind={step}it", f"pruning.levels={level}"]
-        plan = run_plan(self.store, self.machine.places, overrides)
+        replicates = max(finished_replicates(self.store, level))
+        overrides = [f"pruning.rewind={step}it", f"replicates={replicates}", "claims=[]"]
+        plan = run_plan(self.store, self.machine.places, [*overrides, f"pruning.levels={level}"])
         kept = self.store.path.parent / plan.name / "recipe.yaml"
         deepest = read_recipe(kept).recipe.pruning.levels if kept.exists() else 0
         if deepest <= level:
             return plan
-        return run_plan(self.store, self.machine.places, [overrides[0], f"pruning.levels={deepest}"])
+        return run_plan(self.store, self.machine.places, [*overrides, f"pruning.levels={deepest}"])
 
 
 def stability_of(
-    trunk: RunStore | RecipeFile, question: Question, machine: Machine, should_stop: Callable[[], bool]
+    trunk: RunStore | RecipeFile, analysis: Analysis, machine: Machine, should_stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Event | Branched | dict[str, Any]]:
-    """`stability_run` of a run, or of a recipe that is run first."""
-    if not isinstance(trunk, RunStore):
-        check_restarts(plan_on(trunk, machine))
-    store = trunk if isinstance(trunk, RunStore) else (yield from pruned(trunk, machine, should_stop))
-    yield from stability_run(store, question, machine, should_stop)
+    """`stability_run` of a run, or of a recipe that is run first; what cannot be is told before."""
+
+    def check(plan: Plan) -> None:
+        check_levels(plan, analysis.levels, 0)
+        starting_steps(plan, analysis, analysis.levels or range(plan.levels + 1))
+
+    store = yield from trunk_run(trunk, check, machine, should_stop)
+    yield from stability_run(store, analysis, machine, should_stop)
 
 
 def stability_run(
-    store: RunStore, question: Question, machine: Machine, should_stop: Callable[[], bool] = lambda: False
+    store: RunStore, analysis: Analysis, machine: Machine, should_stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Event | Branched | dict[str, Any]]:
     """Instability analysis of a run; yields what is seen, at last the record.
 
     Raises TicketlabError before anything starts for a level, a step or a kind of run that cannot be looked at.
     """
     plan = run_plan(store, machine.places)
-    check_restarts(plan)
-    asked = Asked(store, plan, question, machine, should_stop)
-    levels, steps = _levels(asked), _steps(asked)
-    if question.is_search:
-        record = yield from _search(asked)
-    else:
-        spots = [asked.spot(level, step) for level in levels for step in steps]
-        yield from _look(asked, spots)
-        record = _record(asked, spots)
-    store.write_result(f"{question.folder}/stability.json", record)
-    _show(store, question, record)
+    levels = _levels(store, analysis)
+    steps = starting_steps(plan, analysis, levels)
+    run = RunAnalysis(store, plan, analysis, machine, should_stop)
+    with told(store):
+        if analysis.is_search:
+            record = yield from _search(run)
+        else:
+            points = [run.branch_point(level, step) for level in levels for step in steps]
+            yield from _look(run, points)
+            record = _record(run, points)
+        store.write_result(f"{analysis.folder}/stability.json", record)
+        _show(store, analysis, record)
     yield record
 
 
-def _levels(asked: Asked) -> list[int]:
-    """The levels in question; raises RunError for one that the run does not have."""
-    for level in asked.question.levels or (0,):
-        finished_replicates(asked.store, level)
-    every = range(max(len(asked.store.levels(number)) for number in asked.store.replicates()))
-    return list(asked.question.levels or every)
+def _levels(store: RunStore, analysis: Analysis) -> list[int]:
+    """The levels that are asked for; raises RunError for one that the run does not have."""
+    for level in analysis.levels or (0,):
+        finished_replicates(store, level)
+    every = range(max(len(store.levels(number)) for number in store.replicates()))
+    return list(analysis.levels or every)
 
 
-def _steps(asked: Asked) -> list[int]:
-    """The steps in question; raises TicketlabError for one beyond the training."""
-    plan, question = asked.plan, asked.question
-    if question.is_search and (len(question.levels) != 1 or question.at):
+def starting_steps(plan: Plan, analysis: Analysis, levels: Sequence[int]) -> list[int]:
+    """The steps at which copies of some levels begin; raises TicketlabError for one that cannot be."""
+    check_restarts(plan.recipe, plan.name)
+    if analysis.is_search and (len(analysis.levels) != 1 or analysis.at):
         raise TicketlabError(
             "--bisect is of one level, and chooses the steps itself: name one --level, and leave --at out"
         )
-    steps = {str(time): time.steps(plan.steps_per_epoch) for time in question.at}
+    steps = {str(time): time.steps(plan.steps_per_epoch) for time in analysis.at}
     late = [f"{time} is step {step}" for time, step in steps.items() if step >= plan.steps]
     if late:
         raise TicketlabError(f"{', '.join(late)}: not before the end of training at step {plan.steps}")
-    if question.resolution is not None and not question.is_search:
+    if analysis.resolution is not None and not analysis.is_search:
         raise TicketlabError("a resolution belongs to a search for the smallest stable step: --bisect")
-    if question.is_search and not 0 < _resolution(asked) < plan.steps:
-        raise TicketlabError(f"a resolution of {_resolution(asked)} steps: give 1 to {plan.steps - 1}")
-    return sorted(set(steps.values())) or [plan.rewind]
+    if analysis.is_search and not 0 < _resolution(plan, analysis) < plan.steps:
+        raise TicketlabError(f"a resolution of {_resolution(plan, analysis)} steps: give 1 to {plan.steps - 1}")
+    found = sorted(set(steps.values())) or [plan.rewind]
+    if any(levels) and (analysis.is_search or found != [plan.rewind]) and not _can_rewind_elsewhere(plan):
+        way_out = "give --bisect --level 0" if analysis.is_search else "leave --at out"
+        raise RunError(f"{plan.name}: tickets of method {plan.recipe.method} have their own step only; {way_out}")
+    return found
 
 
-def _resolution(asked: Asked) -> int:
-    given = asked.question.resolution
-    return max(1, asked.plan.steps // 20) if given is None else given.steps(asked.plan.steps_per_epoch)
+def _can_rewind_elsewhere(plan: Plan) -> bool:
+    """Whether the same recipe with another rewind step finds tickets of that step, level by level."""
+    return plan.recipe.method in ("imp", "oneshot")
 
 
-def _look(asked: Asked, spots: Sequence[Spot]) -> Events:
-    """Analyse spots of any runs; the runs that are missing are made first."""
-    missing = {spot.store.path: spot for spot in sorted(spots, key=lambda spot: spot.level) if _is_missing(asked, spot)}
-    for spot in missing.values():
+def _resolution(plan: Plan, analysis: Analysis) -> int:
+    given = analysis.resolution
+    return max(1, plan.steps // 20) if given is None else given.steps(plan.steps_per_epoch)
+
+
+def _look(run: RunAnalysis, points: Sequence[BranchPoint]) -> Events:
+    """Analyse branch points of any runs; the runs that are missing are made first."""
+    missing = {
+        point.store.path: point for point in sorted(points, key=lambda point: point.level) if _is_missing(run, point)
+    }
+    for point in missing.values():
         yield Notice(
-            f"{spot.title}: its ticket is one of a run that rewinds to step {spot.step}; {spot.store.name} is made "
-            f"first, levels 0 to {spot.level} with replicates: {asked.plan.recipe.replicates}"
+            f"{point.title}: its ticket is one of a run that rewinds to step {point.step}; {point.store.name} is made "
+            f"first, levels 0 to {point.level} with replicates: {max(point.replicates)}"
         )
-    for spot in missing.values():
-        machine = replace(asked.machine, runs=asked.store.path.parent)
-        yield from pruned(asked.rewound(spot.level, spot.step).file, machine, asked.should_stop)
-    for path in dict.fromkeys(spot.store.path for spot in spots):
-        own = [spot for spot in spots if spot.store.path == path]
-        yield from analyse(own, asked.question.effort, asked.machine, asked.should_stop)
+    for point in missing.values():
+        machine = replace(run.machine, runs=run.store.path.parent)
+        yield from pruned(run.rewound(point.level, point.step).file, machine, run.should_stop)
+    for path in dict.fromkeys(point.store.path for point in points):
+        own = [point for point in points if point.store.path == path]
+        yield from analyse(own, run.analysis.interpolation, run.machine, run.should_stop)
 
 
-def _is_missing(asked: Asked, spot: Spot) -> bool:
+def _is_missing(run: RunAnalysis, point: BranchPoint) -> bool:
     """Whether another run lacks the level; one's own has it."""
-    replicates = range(1, asked.plan.recipe.replicates + 1)
-    return spot.store.path != asked.store.path and any(
-        len(spot.store.levels(number)) <= spot.level for number in replicates
+    return point.store.path != run.store.path and any(
+        len(point.store.levels(number)) <= point.level for number in point.replicates
     )
 
 
-def _search(asked: Asked) -> Generator[Event | Branched, None, dict[str, Any]]:
+def _search(run: RunAnalysis) -> Generator[Event | Branched, None, dict[str, Any]]:
     """The smallest stable step of a level, by the mean barrier over replicates at each probe."""
-    (level,), steps, resolution = asked.question.levels, asked.plan.steps, _resolution(asked)
-    probes: list[Spot] = []
+    (level,), steps, resolution = run.analysis.levels, run.plan.steps, _resolution(run.plan, run.analysis)
+    probes: list[BranchPoint] = []
     found: dict[int, bool] = {}
     while (step := next_probe(found, steps, resolution)) is not None:
-        probes.append(asked.spot(level, step))
-        yield from _look(asked, probes[-1:])
-        row = spot_row(probes[-1], asked.question.effort, steps)
+        probes.append(run.branch_point(level, step))
+        yield from _look(run, probes[-1:])
+        row = branch_point_row(probes[-1], run.analysis.interpolation, steps)
         found[step] = row["verdict"] == "stable"
         yield Notice(f"step {step}: {row['verdict']}, barrier {100 * row['barrier']['validation']['mean']:.2f} points")
     search = {**asdict(bracket(found)), "resolution": resolution, "probes": list(found)}
-    return _record(asked, sorted(probes, key=lambda spot: spot.step)) | {"search": search}
+    return _record(run, sorted(probes, key=lambda point: point.step)) | {"search": search}
 
 
-def _record(asked: Asked, spots: Sequence[Spot]) -> dict[str, Any]:
+def _record(run: RunAnalysis, points: Sequence[BranchPoint]) -> dict[str, Any]:
     """What came of it, as one JSON object; errors and barriers are fractions of 1."""
-    effort, plan = asked.question.effort, asked.plan
+    interpolation, plan = run.analysis.interpolation, run.plan
     return {
-        "run": str(asked.store.path),
+        "run": str(run.store.path),
+        **data_facts(run.store),
         "steps": plan.steps,
-        "copies": effort.copies,
-        "points": effort.points,
+        "copies": interpolation.copies,
+        "points": interpolation.points,
         "threshold": STABLE_BELOW,
-        "examples": {
-            "validation": len(plan.splits.validation),
-            "train": min(TRAIN_SAMPLE, len(plan.splits.train)),
-        },
-        "rows": [spot_row(spot, effort, plan.steps) for spot in spots],
+        "examples": {"validation": len(plan.splits.validation), "train": min(TRAIN_SAMPLE, len(plan.splits.train))},
+        "rows": [branch_point_row(point, interpolation, plan.steps) for point in points],
         "search": None,
-        "folder": str(asked.store.path / asked.question.folder),
+        "folder": str(run.store.path / run.analysis.folder),
     }
 
 
-def _show(store: RunStore, question: Question, record: dict[str, Any]) -> None:
+def _show(store: RunStore, analysis: Analysis, record: dict[str, Any]) -> None:
     """The figures, as files and in TensorBoard."""
-    from ticketlab.figures import encode
     from ticketlab.runs.tensorboard import write_stability
     from ticketlab.ticket_figures import along_lines, barriers
 
-    pictures = {"line": encode(along_lines(record)), "barrier": encode(barriers(record))}
-    for name, kinds in pictures.items():
-        for kind, content in kinds.items():
-            store.write_file(f"{question.folder}/{name}.{kind}", content)
-    write_stability(store.path / question.folder, record, {name: kinds["png"] for name, kinds in pictures.items()})
+    figures = {"line": along_lines(record), "barrier": barriers(record)}
+    write_stability(store.path / analysis.folder, record, write_figures(store, analysis.folder, figures))

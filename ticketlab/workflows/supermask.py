@@ -20,15 +20,15 @@ from torch import nn
 from ticketlab.data.batches import Examples
 from ticketlab.errors import Interrupted, RunError
 from ticketlab.pruning.criteria import criteria
-from ticketlab.pruning.masks import Mask, density, full_mask, masked
+from ticketlab.pruning.masks import Mask, State, density, full_mask, masked
 from ticketlab.report import estimate
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.training.loop import evaluate
+from ticketlab.training.recalibrate import recalibrate_
 from ticketlab.workflows.learn_mask import (
     WEIGHTS,
     Learning,
-    State,
     has_mask,
     initial_weights,
     learn_mask,
@@ -36,10 +36,19 @@ from ticketlab.workflows.learn_mask import (
     weights_of_kind,
 )
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.run import Machine
+from ticketlab.workflows.run import Machine, told
+from ticketlab.workflows.stability import train_sample
 from ticketlab.workflows.tickets import Observed, flip_evidence, mask_by_criterion, replicate_seed
 from ticketlab.workflows.train_level import Notice, Progress, Settings
-from ticketlab.workflows.trunk import Branch, Branched, finished_replicates, run_branches, run_plan
+from ticketlab.workflows.trunk import (
+    Branch,
+    Branched,
+    data_facts,
+    finished_replicates,
+    run_branches,
+    run_plan,
+    write_figures,
+)
 
 ONE_SHOT = (
     "magnitude", "large_final_same_sign", "magnitude_increase", "magnitude_increase_same_sign", "movement",
@@ -73,7 +82,7 @@ def supermask_run(
     replicates = finished_replicates(store, 0)
     chosen = [] if learning else list(dict.fromkeys(names)) or list(ONE_SHOT)
     _check_criteria(store, chosen, replicates)
-    with store.lock():
+    with told(store), store.lock():
         missing = [number for number in replicates if not _has_judged(store, number, chosen)]
         judged = [Branch(f"{FOLDER}/one_shot", number, 0) for number in missing]
         yield from run_branches(store, judged, partial(judge_masks, chosen), machine, should_stop)
@@ -91,8 +100,6 @@ def supermask_run(
 def _check(plan: Plan, store: RunStore) -> None:
     """Raise RunError for a run whose level 0 is no dense network trained to its end."""
     method = plan.recipe.method
-    if store.kind != "prune":
-        raise RunError(f"{store.path}: was made by ticketlab {store.kind}; supermasks are of a pruning run's networks")
     if method not in ("imp", "oneshot"):
         raise RunError(
             f"{store.path}: method {method} need not train the dense network to its end; "
@@ -192,14 +199,17 @@ def one_shot_masks(plan: Plan, store: RunStore, replicate: int, initial: State) 
 
 
 class _Untrained:
-    """A network that is given weights and never trained."""
+    """A network that is given weights and never trained; batch norms are given the statistics of a training sample."""
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
         self.model: nn.Module = plan.build(0).to(device)
+        self._sample = train_sample(plan).to(device)
 
     def accuracy(self, weights: State, mask: Mask, examples: Examples) -> float:
         """Accuracy of mask ⊙ weights, a fraction of 1."""
         self.model.load_state_dict(masked(weights, mask))
+        # running statistics of before any training are 0 and 1, those of no network
+        recalibrate_(self.model, self._sample)
         return evaluate(self.model, examples)[1]
 
 
@@ -212,10 +222,11 @@ def supermask_record(store: RunStore, plan: Plan, replicates: Sequence[int]) -> 
     unmasked = [one_shot.read_result(f"replicate_{number}/{UNMASKED}") for number in replicates]
     return {
         "run": str(store.path),
+        **data_facts(store),
         "seeds": [replicate_seed(plan, number) for number in replicates],
-        "trained": _accuracy([store.read_level(number, 0).final_test_accuracy for number in replicates]),
+        "trained": asdict(estimate([store.read_level(number, 0).final_test_accuracy for number in replicates])),
         "no_mask": [
-            {"weights": kind, "test_accuracy": _accuracy([found[kind]["test_accuracy"] for found in unmasked])}
+            {"weights": kind, "test_accuracy": asdict(estimate([found[kind]["test_accuracy"] for found in unmasked]))}
             for kind in WEIGHTS
         ],
         "one_shot": [
@@ -239,10 +250,6 @@ def untrained_accuracy(store: RunStore, name: str, kind: str) -> dict[int, float
     }
 
 
-def _accuracy(values: Sequence[float]) -> dict[str, Any]:
-    return asdict(estimate(values))
-
-
 def _over_replicates(name: str, kind: str, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found = [record[kind] for record in records]
     points = []
@@ -251,7 +258,7 @@ def _over_replicates(name: str, kind: str, records: Sequence[dict[str, Any]]) ->
         points.append(
             {
                 "density": same[0]["density"],
-                "val_accuracy": _accuracy(values),
+                "val_accuracy": asdict(estimate(values)),
                 "lowest": min(values),
                 "highest": max(values),
             }
@@ -259,8 +266,8 @@ def _over_replicates(name: str, kind: str, records: Sequence[dict[str, Any]]) ->
     return {
         "criterion": name,
         "weights": kind,
-        "test_accuracy": _accuracy([one["test_accuracy"] for one in found]),
-        "val_accuracy": _accuracy([one["val_accuracy"] for one in found]),
+        "test_accuracy": asdict(estimate([one["test_accuracy"] for one in found])),
+        "val_accuracy": asdict(estimate([one["val_accuracy"] for one in found])),
         "densities": [one["density"] for one in found],
         "curve": points,
     }
@@ -279,9 +286,9 @@ def _learned(part: RunStore, replicates: Sequence[int]) -> dict[str, Any]:
         **{key: found[0][key] for key in ("method", "weights", "density", "rescale", "steps", "lr")},
         "mask": _title(found[0]),
         "folder": part.name,
-        "test_accuracy": _accuracy([one["test_accuracy"] for one in found]),
-        "val_accuracy": _accuracy([one["val_accuracy"] for one in found]),
-        "threshold_test_accuracy": None if None in threshold else _accuracy(threshold),
+        "test_accuracy": asdict(estimate([one["test_accuracy"] for one in found])),
+        "val_accuracy": asdict(estimate([one["val_accuracy"] for one in found])),
+        "threshold_test_accuracy": None if None in threshold else asdict(estimate(threshold)),
         "densities": [one["kept_density"] for one in found],
         "best_steps": [one["step"] for one in found],
         "seconds": [one["seconds"] for one in found],
@@ -297,17 +304,14 @@ def _title(found: dict[str, Any]) -> str:
 
 def _show(store: RunStore, record: dict[str, Any]) -> None:
     """The figure, as files and in TensorBoard, with the curves as scalars: step is the density in thousandths."""
-    from ticketlab.figures import encode
     from ticketlab.runs.tensorboard import write_curves
     from ticketlab.ticket_figures import supermasks
 
-    pictures = encode(supermasks(record))
-    for kind, content in pictures.items():
-        store.write_file(f"{FOLDER}/supermask.{kind}", content)
+    pictures = write_figures(store, FOLDER, {"supermask": supermasks(record)})
     curves = {
         f"supermask_{row['weights']}/{row['criterion']}": {
             round(1000 * point["density"]): point["val_accuracy"]["mean"] for point in row["curve"]
         }
         for row in record["one_shot"]
     }
-    write_curves(store.path / FOLDER, curves, {"supermasks": pictures["png"]})
+    write_curves(store.path / FOLDER, curves, {"supermasks": pictures["supermask"]})

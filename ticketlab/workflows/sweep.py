@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -103,25 +103,14 @@ def sweep_run(
     with ExitStack() as held:
         for one in ready:
             held.enter_context(one.store.lock())
-        for text in dict.fromkeys(one.notice for one in ready):
-            if text is not None:
-                yield Notice(text)
-        warnings = [text for one in ready for text in check_run(one.store, one.facts)]
-        for one in ready:
-            with told(one.store):
-                begin_run(one.store, one.file.recipe, one.facts)
-        yield from (Notice(text) for text in warnings)
+        yield from _begin(ready)
         yield Begun(ready, workers)
         body = partial(_work, ready, jobs, machine, str(device))
         names = {job: f"{ready[index].point.name}, replicate {number}" for job, (index, number) in enumerate(jobs)}
         try:
-            for event in run_jobs(body, names, workers, should_stop, machine.engine, ready[0].store.witness):
-                if isinstance(event, Ended):
-                    _end(standing, ready, event)
-                elif isinstance(event, Died):
-                    yield death_notice(event)
-                elif isinstance(event, Pointed):
-                    yield event
+            yield from _follow(
+                run_jobs(body, names, workers, should_stop, machine.engine, ready[0].store.witness), standing, ready
+            )
         finally:
             for index, one in enumerate(ready):
                 one.store.set_state(standing.state(index))
@@ -130,17 +119,33 @@ def sweep_run(
         raise FailedRun("\n".join(failed))
 
 
+def _begin(ready: Sequence[Ready]) -> Iterator[Notice]:
+    """Write recipe and manifest of every point, once all are found to be as they should."""
+    yield from (Notice(text) for text in dict.fromkeys(one.notice for one in ready) if text is not None)
+    warnings = [text for one in ready for text in check_run(one.store, one.facts)]
+    for one in ready:
+        with told(one.store):
+            begin_run(one.store, one.file.recipe, one.facts)
+    yield from (Notice(text) for text in warnings)
+
+
+def _follow(events: Iterable[object], standing: Progressing, ready: Sequence[Ready]) -> Iterator[Pointed | Notice]:
+    """Pass on what replicates let be seen, and note those that end."""
+    for event in events:
+        if isinstance(event, Ended):
+            _end(standing, ready, event)
+        elif isinstance(event, Died):
+            yield death_notice(event)
+        elif isinstance(event, Pointed):
+            yield event
+
+
 def _look(
     machine: Machine, device: torch.device, plan: Plan
 ) -> tuple[RecipeFile, RunStore, int, dict[str, Any], str | None]:
     notice = stand_in_notice(plan) if plan.data.stand_in_for is not None else None
     facts = run_facts(plan, device, machine.threads)
-    return plan.file, RunStore(machine.runs / plan.name), steps_of(plan), facts, notice
-
-
-def steps_of(plan: Plan) -> int:
-    """Optimizer steps of one replicate, as far as can be known before."""
-    return sum(plan.stop(level) - plan.start(level) for level in range(plan.levels + 1))
+    return plan.file, RunStore(machine.runs / plan.name), plan.steps_from(0), facts, notice
 
 
 def _replicates(one: Ready) -> range:

@@ -13,6 +13,7 @@ from ticketlab.errors import MissingRun, RunError
 from ticketlab.pruning.masks import Mask, masked
 from ticketlab.recipe import PruningSection, Recipe
 from ticketlab.recipe_file import Problem, RecipeFile, read_recipe
+from ticketlab.report import sum_known
 from ticketlab.runs.store import RunStore, find_run, is_path_of_run, list_runs, matching
 from ticketlab.runs.ticket import digest
 
@@ -69,15 +70,10 @@ class TicketSource:
             return dict(zip(("flops", "remaining_flops", "seconds"), found, strict=True))
         behind = levels[: 1 if recipe.method == "oneshot" else self.level]
         return {
-            "flops": _sum([level.flops for level in behind]),
-            "remaining_flops": _sum([level.remaining_flops for level in behind]),
+            "flops": sum_known([level.flops for level in behind]),
+            "remaining_flops": sum_known([level.remaining_flops for level in behind]),
             "seconds": sum(level.seconds for level in behind),
         }
-
-
-def _sum(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
 
 
 def check_ticket(recipe: Recipe) -> list[Problem]:
@@ -134,6 +130,16 @@ def source_recipe(store: RunStore) -> Recipe:
     return read_recipe(store.path / "recipe.yaml").recipe
 
 
+def check_restarts(recipe: Recipe, name: object) -> None:
+    """Raise RunError, which names the run, for a recipe whose tickets are not masks over rewound weights."""
+    if recipe.prunes_in_training:
+        raise RunError(f"{name}: method {recipe.method} goes on with its weights; no ticket restarts")
+    if recipe.method == "early_bird" and recipe.early_bird.granularity == "channels":
+        raise RunError(f"{name}: its tickets are smaller networks, not masks")
+    if recipe.pruning.after != "rewind":
+        raise RunError(f"{name}: its tickets restart after '{recipe.pruning.after}', not from rewound weights")
+
+
 def _check_source(source: TicketSource, replicates: int) -> None:
     """Raise RunError for a run that has no such tickets, or too few of them."""
     store, level = source.store, source.level
@@ -142,12 +148,7 @@ def _check_source(source: TicketSource, replicates: int) -> None:
     recipe = source_recipe(store)
     if recipe.method == "transfer":
         raise RunError(f"{store.path}: its ticket was found by another run; name that one: {recipe.ticket}")
-    if recipe.prunes_in_training:
-        raise RunError(f"{store.path}: method {recipe.method} goes on with its weights; no ticket restarts")
-    if recipe.early_bird.granularity == "channels":
-        raise RunError(f"{store.path}: its tickets are smaller networks, not masks")
-    if recipe.pruning.after != "rewind":
-        raise RunError(f"{store.path}: its tickets restart after '{recipe.pruning.after}', not from rewound weights")
+    check_restarts(recipe, store.path)
     finished = {number: len(store.levels(number)) for number in store.replicates()}
     have = [number for number, levels in finished.items() if levels > level]
     if not have:

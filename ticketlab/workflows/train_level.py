@@ -17,7 +17,7 @@ from ticketlab.data.batches import Examples, Splits, shuffled_batches
 from ticketlab.errors import FailedRun, Interrupted, RunError
 from ticketlab.fusion.paths import effective_density
 from ticketlab.models.compact import rebuild
-from ticketlab.pruning.masks import Mask, remaining
+from ticketlab.pruning.masks import Mask, State, remaining
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.tensorboard import LevelEvents, log_level
 from ticketlab.seeds import derive_seed
@@ -26,8 +26,6 @@ from ticketlab.training.loop import Adjust, Step, evaluate, revived, train_steps
 from ticketlab.training.optim import learning_rate, make_optimizer
 from ticketlab.training.trainable import Trainable, make_trainable
 from ticketlab.workflows.plan import Plan
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)

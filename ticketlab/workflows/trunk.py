@@ -5,10 +5,11 @@ lenet_mnist-3f9a1c/controls/level_7/reinit/replicate_1/level_7/    a branch's st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,9 +18,12 @@ from ticketlab.errors import RunError
 from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.plan import Plan, load_data, make_plan
-from ticketlab.workflows.run import Event, Machine, Started, death_notice, prune_run, told
+from ticketlab.workflows.run import Event, Machine, Started, death_notice, plan_on, prune_run, told
 from ticketlab.workflows.train_level import Notice, Settings
 from ticketlab.workflows.workers import Died, run_jobs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,37 @@ def pruned(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool]) 
     return store
 
 
-def check_restarts(plan: Plan) -> None:
-    """Raise RunError for a run whose tickets are not masks over rewound weights."""
-    recipe = plan.recipe
-    if recipe.prunes_in_training:
-        raise RunError(f"{plan.name}: method {recipe.method} goes on with its weights; no ticket restarts")
-    if plan.has_channels:
-        raise RunError(f"{plan.name}: its tickets are smaller networks, not masks")
-    if recipe.pruning.after != "rewind":
-        raise RunError(f"{plan.name}: its tickets restart after '{recipe.pruning.after}', not from rewound weights")
+def trunk_run(
+    trunk: RunStore | RecipeFile, check: Callable[[Plan], None], machine: Machine, should_stop: Callable[[], bool]
+) -> Generator[Event, None, RunStore]:
+    """The run in question; a recipe is run first, if `check` has nothing against its plan."""
+    if isinstance(trunk, RunStore):
+        return trunk
+    check(plan_on(trunk, machine))
+    return (yield from pruned(trunk, machine, should_stop))
+
+
+def check_levels(plan: Plan, levels: Iterable[int], first: int) -> None:
+    """Raise RunError for levels that a recipe's runs do not have, or that lie before the first in question."""
+    if wrong := [level for level in levels if not first <= level <= plan.levels]:
+        raise RunError(f"{plan.name}: has levels {first} to {plan.levels}, not {wrong[0]}")
+
+
+def data_facts(store: RunStore) -> dict[str, Any]:
+    """For records: the data that a run was made on, and which it stands in for, if any."""
+    manifest = store.read_manifest()
+    return {"data": manifest.get("data"), "stand_in_for": manifest.get("stand_in_for")}
+
+
+def write_figures(store: RunStore, folder: str, figures: Mapping[str, Figure]) -> dict[str, bytes]:
+    """Figures as files in a run's folder; returns them as PNG, for TensorBoard."""
+    from ticketlab.figures import encode
+
+    encoded = {name: encode(figure) for name, figure in figures.items()}
+    for name, kinds in encoded.items():
+        for kind, content in kinds.items():
+            store.write_file(f"{folder}/{name}.{kind}", content)
+    return {name: kinds["png"] for name, kinds in encoded.items()}
 
 
 def finished_replicates(store: RunStore, level: int) -> list[int]:

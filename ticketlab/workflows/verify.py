@@ -12,22 +12,21 @@ from ticketlab.claims import Bounds, Values, measured, seeds_to_decide, terms, v
 from ticketlab.errors import RecipeError, RunError, TicketlabError
 from ticketlab.pruning.controls import controls
 from ticketlab.pruning.criteria import criteria
-from ticketlab.recipe import ClaimSection, Where
+from ticketlab.recipe import ClaimSection
 from ticketlab.recipe_file import Problem, RecipeFile, override
 from ticketlab.registry import did_you_mean
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.controls import control_folder, control_run
 from ticketlab.workflows.learn_mask import WEIGHTS
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.run import Event, Machine, plan_on
-from ticketlab.workflows.stability import Effort, Spot, barriers_by_seed
-from ticketlab.workflows.stability_search import Question, stability_run
+from ticketlab.workflows.run import Event, Machine, plan_on, told
+from ticketlab.workflows.stability import BranchPoint, Interpolation, barriers_by_seed
+from ticketlab.workflows.stability_search import Analysis, stability_run
 from ticketlab.workflows.supermask import NO_MASK, supermask_run, untrained_accuracy
-from ticketlab.workflows.trunk import Branched, check_restarts, pruned, run_plan
+from ticketlab.workflows.ticket_source import check_restarts
+from ticketlab.workflows.trunk import Branched, data_facts, pruned, run_plan
 
 RESULT = "claims.json"
-NEAR = 0.02
-"""Share of itself by which a level's density may differ from the one that a claim names."""
 BARRIER = "barrier"
 OWN = ("ticket", "dense")
 """Terms that stand for networks of the run itself."""
@@ -87,22 +86,23 @@ def verify_run(
     variants = dict.fromkeys(((), *(which for claim in claims for which in claim.section.others.values())))
     stores: dict[tuple[str, ...], RunStore] = {}
     for which in variants:
-        wanted = override(file, [*which, f"replicates={seeds}"])
+        # the claims are of this recipe's run; another one, newer than it, must not be taken for it
+        wanted = override(file, [*which, f"replicates={seeds}", *(["claims=[]"] if which else [])])
         if may_train:
             stores[which] = yield from pruned(wanted, machine, should_stop)
         else:
             stores[which] = _existing(wanted, machine)
     if may_train:
         yield from _beside(claims, stores, machine, should_stop)
-    manifest = stores[()].read_manifest()
-    record = {
-        "run": str(stores[()].path),
-        "recipe": file.path.stem,
-        "data": manifest.get("data"),
-        "stand_in_for": manifest.get("stand_in_for"),
-        "claims": [_judged(claim, partial(_values, stores, machine, claim)) for claim in claims],
-    }
-    stores[()].write_result(RESULT, record)
+    own = stores[()]
+    with told(own):
+        record = {
+            "run": str(own.path),
+            "recipe": file.path.stem,
+            **data_facts(own),
+            "claims": [_judged(claim, partial(_values, stores, machine, claim)) for claim in claims],
+        }
+        own.write_result(RESULT, record)
     yield record
 
 
@@ -123,7 +123,7 @@ def _beside(
         claim.place(name) for claim in claims if claim.section.metric == BARRIER for name in claim.terms
     )
     for which, level in barriers:
-        needed.append(stability_run(stores[which], Question((level,)), machine, stop))
+        needed.append(stability_run(stores[which], Analysis((level,)), machine, stop))
     for events in needed:
         yield from (event for event in events if not isinstance(event, dict))
 
@@ -153,7 +153,7 @@ def find_claims(file: RecipeFile, planned: Callable[[RecipeFile], Plan]) -> list
                 levels[name] = _level_of_other(plan, planned(override(file, overrides)), section)
             except TicketlabError as error:
                 problems.append(((*key, "others", name), str(error)))
-        level = find_level(plan, section.at)
+        level = plan.find_level(section.at)
         if level is None:
             problems.append(((*key, "at"), f"no such level; there are {_levels(plan)}"))
         else:
@@ -183,7 +183,7 @@ def _level_of_other(plan: Plan, other: Plan, section: ClaimSection) -> int:
     """The level of another recipe that a claim is about; raises RecipeError where there is none."""
     if other.name == plan.name:
         raise RecipeError("is the very run that the claim is about; change a field that makes another one")
-    level = find_level(other, section.at)
+    level = other.find_level(section.at)
     if level is None:
         raise RecipeError(f"has no such level; there are {_levels(other)}")
     return level
@@ -197,7 +197,7 @@ def _wrong_place(claim: Claim, plan: Plan) -> Iterator[str]:
         yield "the dense network of an early-bird run stops with its last draw; it is no measure"
     if claim.controls or claim.section.metric == BARRIER:
         try:
-            check_restarts(plan)
+            check_restarts(plan.recipe, plan.name)
         except RunError as error:
             yield str(error)
 
@@ -208,25 +208,8 @@ def _supermask(name: str) -> list[tuple[str, str]]:
     return [(rest[0], rest[1])] if head == SUPERMASK and len(rest) == 2 else []
 
 
-def densities(plan: Plan) -> list[float]:
-    """Density of each level of a plan."""
-    total = sum(plan.judged.values())
-    return [sum(plan.keeps(level)) / total for level in range(plan.levels + 1)]
-
-
-def find_level(plan: Plan, where: Where) -> int | None:
-    """The level that is meant; None where there is none."""
-    known = densities(plan)
-    if where.level is not None:
-        return where.level if where.level < len(known) else None
-    wanted = where.density
-    assert wanted is not None
-    nearest = min(range(len(known)), key=lambda level: abs(known[level] - wanted))
-    return nearest if abs(known[nearest] - wanted) <= NEAR * wanted else None
-
-
 def _levels(plan: Plan) -> str:
-    return ", ".join(f"{level} ({density:.4g})" for level, density in enumerate(densities(plan)))
+    return ", ".join(f"{level} ({density:.4g})" for level, density in enumerate(plan.densities))
 
 
 def _existing(file: RecipeFile, machine: Machine) -> RunStore:
@@ -243,7 +226,8 @@ def _values(stores: Mapping[tuple[str, ...], RunStore], machine: Machine, claim:
     which, level = claim.place(term)
     store = stores[which]
     if claim.section.metric == BARRIER:
-        return barriers_by_seed(Spot(store, level, run_plan(store, machine.places).rewind), Effort())
+        rewind = run_plan(store, machine.places).rewind
+        return barriers_by_seed(BranchPoint(store, level, rewind, tuple(store.replicates())), Interpolation())
     folder = store.part(f"{control_folder(level)}/{term}") if term in claim.controls else store
     found = [folder.read_level(number, level) for number in store.replicates() if folder.has_level(number, level)]
     return {one.seed: _metric(one, claim.section.metric) for one in found}
