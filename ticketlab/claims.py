@@ -37,15 +37,20 @@ class Bounds:
 
 def terms(expression: str) -> list[str]:
     """Names in an expression of +, -, *, / and numbers; raises ValueError for anything else."""
+    return _parsed(expression)[1]
+
+
+def _parsed(expression: str) -> tuple[ast.AST, list[str]]:
+    """An expression and the names in it."""
     try:
-        tree = ast.parse(expression.strip(), mode="eval")
+        body = ast.parse(expression.strip(), mode="eval").body
     except SyntaxError as error:
         raise ValueError(f"'{expression}' is not an expression of names, numbers and + - * /") from error
     found: dict[str, None] = {}
-    _walk(tree.body, expression, found)
+    _walk(body, expression, found)
     if not found:
         raise ValueError(f"'{expression}' names nothing that is measured")
-    return list(found)
+    return body, list(found)
 
 
 def _walk(node: ast.AST, expression: str, found: dict[str, None]) -> None:
@@ -74,9 +79,8 @@ def measured(expression: str, values: Mapping[str, Values]) -> Estimate | None:
 
     Raises ZeroDivisionError where a term is divided by that is zero.
     """
-    wanted = terms(expression)
+    body, wanted = _parsed(expression)
     seeds = sorted(set.intersection(*(set(values[name]) for name in wanted)))
-    body = ast.parse(expression.strip(), mode="eval").body
     found = [_value(body, {name: values[name][seed] for name in wanted}) for seed in seeds]
     return estimate(found) if found else None
 

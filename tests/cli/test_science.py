@@ -5,10 +5,8 @@ import json
 
 import pytest
 from support import TINY
-from typer.testing import CliRunner
 
 from ticketlab.cli import branches, findings
-from ticketlab.cli.app import app
 from ticketlab.cli.findings import _measured, _spoken
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.stability import Line
@@ -20,13 +18,6 @@ claims:
   - {claim: tickets are networks, source: here, that: ticket, at: {level: 1}, at_least: 0, seeds: 2}
   - {claim: and perfect, source: there, that: ticket - reinit, at: {level: 2}, at_least: 1, seeds: 2}
 """
-
-
-@pytest.fixture
-def ticketlab(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def test_controls_of_the_newest_run_as_a_table_and_as_one_object(ticketlab, write_recipe):

@@ -3,9 +3,6 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
-
-from ticketlab.cli.app import app
 
 RECIPE = """
 model: {name: lenet_300_100}
@@ -15,13 +12,6 @@ pruning: {levels: 1}
 replicates: 2
 """
 FEW = ("--points", "3", "--workers", "1")
-
-
-@pytest.fixture
-def ticketlab(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture

@@ -11,23 +11,11 @@ from ticketlab.recipe_file import read_recipe
 from ticketlab.report import estimate
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.controls import control_run, control_start, controls_of, winning_level
-from ticketlab.workflows.run import Machine, Started, prune_run
+from ticketlab.workflows.run import Machine
 from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.trunk import Branch, run_plan
 
 ONE = Branch("controls/level_2/-", 1, 2)
-
-
-@pytest.fixture
-def pruned(tiny, places, tmp_path):
-    """Run the tiny recipe; returns its store and the machine."""
-
-    def go(*overrides, folder="runs"):
-        machine = Machine(tmp_path / folder, places, "cpu", workers=1)
-        (store,) = [e.store for e in prune_run(tiny(*overrides), machine) if isinstance(e, Started)]
-        return store, machine
-
-    return go
 
 
 def finish(store, machine, *names, level=2, should_stop=lambda: False):

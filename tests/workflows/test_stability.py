@@ -18,7 +18,7 @@ from ticketlab.report import Estimate, estimate
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.steps import Duration
-from ticketlab.workflows.run import Machine, Started, prune_run
+from ticketlab.workflows.run import Machine
 from ticketlab.workflows.stability import Interpolation, copy_task, errors_of, is_clear, train_sample, verdict
 from ticketlab.workflows.stability_search import Analysis, RunAnalysis, stability_of, stability_run
 from ticketlab.workflows.train_level import Notice, Settings, train_level
@@ -26,18 +26,6 @@ from ticketlab.workflows.trunk import Branch, run_plan
 
 FEW = Interpolation(copies=2, points=3)
 EARLY_BIRD = ("method=early_bird", "pruning={rate: 0.2}", "early_bird={densities: [0.5], every: 4it, window: 2}")
-
-
-@pytest.fixture
-def pruned(tiny, places, tmp_path):
-    """Run the tiny recipe; returns its store and the machine."""
-
-    def go(*overrides, folder="runs"):
-        machine = Machine(tmp_path / folder, places, "cpu", workers=1)
-        (store,) = [e.store for e in prune_run(tiny(*overrides), machine) if isinstance(e, Started)]
-        return store, machine
-
-    return go
 
 
 def look(store, machine, should_stop=lambda: False, **question):

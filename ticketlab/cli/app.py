@@ -23,7 +23,7 @@ from ticketlab.cli.options import (
     Verbose,
     Workers,
     places_of,
-)  # fmt: skip
+)
 from ticketlab.errors import TicketlabError
 
 RUN_OR_RECIPE = "A run's name, path or unique prefix, or a recipe; left out, the newest ticket."

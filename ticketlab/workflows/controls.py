@@ -82,8 +82,6 @@ def control_run(
 
     Raises RunError for a run whose tickets have no controls.
     """
-    from ticketlab.ticket_figures import against_density  # matplotlib takes half a second to load
-
     chosen = list(dict.fromkeys(names)) or list(controls)
     for name in chosen:
         controls.find(name)
@@ -98,6 +96,8 @@ def control_run(
         yield from run_branches(store, _missing(store, chosen, replicates), train_control, machine, should_stop)
         records = [_keep(store, level, found, plan.steps) for level, found in replicates.items()]
         if len(records) > 1:
+            from ticketlab.ticket_figures import against_density  # matplotlib takes half a second to load
+
             _show(store, "controls", against_density(records))
     yield records[0] if len(records) == 1 else {"run": str(store.path), "levels": records}
 

@@ -31,6 +31,7 @@ from ticketlab.pruning.learned_masks import (
 )
 from ticketlab.pruning.masks import State, full_mask
 from ticketlab.registry import did_you_mean
+from ticketlab.runs.files import under
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import LevelEvents
 from ticketlab.runs.ticket import Ticket
@@ -314,13 +315,9 @@ def _restore(learner: Learner, checkpoint: tuple[State, dict[str, Any]] | None) 
         return
     tensors, facts = checkpoint
     device = next(learner.model.parameters()).device
-
-    def under(prefix: str) -> State:
-        return {n.removeprefix(prefix): value.to(device) for n, value in tensors.items() if n.startswith(prefix)}
-
-    learner.model.load_state_dict(under("model/"))
-    learner.best = under("best/")
-    for name, value in under("momentum/").items():
-        learner.optimizer.state[learner.masks[name].scores]["momentum_buffer"] = value
+    learner.model.load_state_dict(under("model/", tensors))
+    learner.best = {name: value.to(device) for name, value in under("best/", tensors).items()}
+    for name, value in under("momentum/", tensors).items():
+        learner.optimizer.state[learner.masks[name].scores]["momentum_buffer"] = value.to(device)
     learner.losses = list(tensors["losses"].to(device)) if "losses" in tensors else []
     learner.step, learner.curve, learner.seconds = facts["step"], facts["curve"], facts["seconds"]

@@ -22,7 +22,7 @@ from ticketlab.models.compact import NORMS
 from ticketlab.pruning.allocate import Pool, keep_at, keep_count, keep_cubic, make_pools
 from ticketlab.pruning.criteria import Evidence, criteria
 from ticketlab.pruning.masks import Mask, full_mask
-from ticketlab.recipe import Recipe, Where, recipe_hash
+from ticketlab.recipe import DataSection, Recipe, Where, recipe_hash
 from ticketlab.recipe_file import Problem, RecipeFile
 from ticketlab.registry import check_options, did_you_mean, file_digest, load_file
 from ticketlab.report import SAME_DENSITY
@@ -39,6 +39,10 @@ class Data:
     dataset: Dataset
     stand_in_for: str | None = None
     reason: str | None = None
+
+
+Load = Callable[[RecipeFile, Places], tuple[RecipeFile, Data]]
+"""How `load_data` is called."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,22 @@ def load_data(file: RecipeFile, places: Places) -> tuple[RecipeFile, Data]:
     examples = None if section.examples is None else min(section.examples, half)
     recipe = file.recipe.with_data(dataset.name, validation, examples)
     return file.with_recipe(recipe), Data(dataset, section.name, reason)
+
+
+def load_once() -> Load:
+    """`load_data` that reads the data once for all recipes that use it in the same way."""
+    loaded: dict[DataSection, Data] = {}
+
+    def load(file: RecipeFile, places: Places) -> tuple[RecipeFile, Data]:
+        section = file.recipe.data
+        if section in loaded:
+            return file, loaded[section]
+        file, data = load_data(file, places)
+        if data.stand_in_for is None:
+            loaded[section] = data
+        return file, data
+
+    return load
 
 
 def _split(file: RecipeFile, data: Data) -> Splits:

@@ -24,7 +24,7 @@ from ticketlab.runs.store import RunStore
 from ticketlab.runs.ticket import digest
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.early_bird import early_bird_replicate
-from ticketlab.workflows.plan import Data, Plan, check_recipe, load_data, make_plan, user_files
+from ticketlab.workflows.plan import Load, Plan, check_recipe, load_data, make_plan, user_files
 from ticketlab.workflows.prune import prune_replicate
 from ticketlab.workflows.ray_engine import check_ray
 from ticketlab.workflows.ticket_source import TicketSource, find_source
@@ -120,11 +120,7 @@ def prune_run(
             write_summary(store, plan.recipe)
 
 
-def plan_on(
-    file: RecipeFile,
-    machine: Machine,
-    load: Callable[[RecipeFile, Places], tuple[RecipeFile, Data]] = load_data,
-) -> Plan:
+def plan_on(file: RecipeFile, machine: Machine, load: Load = load_data) -> Plan:
     """The plan of a recipe with the data and, of a transfer, the source run found on this machine."""
     check_recipe(file)
     if file.recipe.method != "transfer":

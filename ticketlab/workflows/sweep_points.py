@@ -7,17 +7,15 @@ import math
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from ticketlab.data.files import Places
 from ticketlab.errors import RecipeError, TicketlabError
-from ticketlab.recipe import DataSection, Recipe
-from ticketlab.recipe_file import RecipeFile, parse_value, read_recipe
-from ticketlab.workflows.plan import Data, Plan, load_data
+from ticketlab.recipe import Recipe
+from ticketlab.recipe_file import parse_value, read_recipe
+from ticketlab.workflows.plan import Plan, load_once
 from ticketlab.workflows.run import Machine, plan_on
 
 MAX_POINTS = 1000
@@ -119,13 +117,13 @@ def _holds_list(field: str) -> bool:
 
 def check_points(recipe: Path, points: Sequence[Point], machine: Machine, look: Callable[[Plan], T]) -> list[T]:
     """Plan every point and look at each plan; raises RecipeError with all that is wrong with any of them."""
-    loaded: dict[DataSection, Data] = {}
+    load = load_once()
     found: list[T] = []
     names: dict[str, Point] = {}
     wrong: dict[str, list[Point]] = {}
     for point in points:
         try:
-            plan = plan_on(read_recipe(recipe, point.overrides), machine, partial(_load, loaded))
+            plan = plan_on(read_recipe(recipe, point.overrides), machine, load)
             if plan.name in names:
                 raise RecipeError(_same(names[plan.name], point))
             names[plan.name] = point
@@ -140,17 +138,6 @@ def check_points(recipe: Path, points: Sequence[Point], machine: Machine, look: 
         )
         raise RecipeError("\n".join(told))
     return found
-
-
-def _load(loaded: dict[DataSection, Data], file: RecipeFile, places: Places) -> tuple[RecipeFile, Data]:
-    """`load_data`, once for all points that use the data in the same way."""
-    section = file.recipe.data
-    if section in loaded:
-        return file, loaded[section]
-    file, data = load_data(file, places)
-    if data.stand_in_for is None:
-        loaded[section] = data
-    return file, data
 
 
 def _same(one: Point, other: Point) -> str:

@@ -18,6 +18,7 @@ from ticketlab.errors import FailedRun, Interrupted, RunError
 from ticketlab.fusion.paths import effective_density
 from ticketlab.models.compact import rebuild
 from ticketlab.pruning.masks import Mask, State, remaining
+from ticketlab.runs.files import under
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.tensorboard import LevelEvents, log_level
 from ticketlab.seeds import derive_seed
@@ -358,15 +359,15 @@ def _restore(trainer: Trainer, watches: Sequence[Watch], checkpoint: tuple[State
         if checkpoint is not None and f"watch/{watch.name}" not in facts:
             raise RunError("the unfinished level was saved by another version of ticketlab; delete its checkpoint")
         if checkpoint is not None:
-            watch.restore(_under(f"watch/{watch.name}/", tensors), facts[f"watch/{watch.name}"])
+            watch.restore(under(f"watch/{watch.name}/", tensors), facts[f"watch/{watch.name}"])
 
 
 def _restore_trainer(trainer: Trainer, tensors: State, facts: dict[str, Any]) -> None:
     device = next(trainer.model.parameters()).device
-    trainer.model.load_state_dict(_under("model/", tensors))
-    trainer.best = {name: value.to(device) for name, value in _under("best/", tensors).items()}
+    trainer.model.load_state_dict(under("model/", tensors))
+    trainer.best = {name: value.to(device) for name, value in under("best/", tensors).items()}
     state: dict[int, State] = {}
-    for name, value in _under("optimizer/", tensors).items():
+    for name, value in under("optimizer/", tensors).items():
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = value
     groups = trainer.optimizer.state_dict()["param_groups"]
@@ -376,7 +377,3 @@ def _restore_trainer(trainer: Trainer, tensors: State, facts: dict[str, Any]) ->
         torch.cuda.set_rng_state(tensors["random/cuda"])
     trainer.losses = list(tensors["losses"].to(device)) if "losses" in tensors else []
     trainer.step, trainer.curve, trainer.seconds = facts["step"], facts["curve"], facts["seconds"]
-
-
-def _under(prefix: str, tensors: State) -> State:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -15,10 +15,10 @@ from ticketlab.pruning.criteria import criteria
 from ticketlab.recipe import ClaimSection
 from ticketlab.recipe_file import Problem, RecipeFile, override
 from ticketlab.registry import did_you_mean
-from ticketlab.runs.store import Level, RunStore
+from ticketlab.runs.store import RunStore
 from ticketlab.workflows.controls import control_folder, control_run
 from ticketlab.workflows.learn_mask import WEIGHTS
-from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.plan import Plan, load_once
 from ticketlab.workflows.run import Event, Machine, plan_on, told
 from ticketlab.workflows.stability import BranchPoint, Interpolation, barriers_by_seed
 from ticketlab.workflows.stability_search import Analysis, stability_run
@@ -51,15 +51,14 @@ class Claim:
 
     def place(self, term: str) -> tuple[tuple[str, ...], int]:
         """Overrides of the run, and the level in it, of a term that is no control."""
-        which = self.section.others.get(term, ())
         if term in self.section.others:
-            return which, self.levels[term]
-        return which, 0 if term == "dense" else self.level
+            return self.section.others[term], self.levels[term]
+        return (), 0 if term == "dense" else self.level
 
     @property
     def supermasks(self) -> list[tuple[str, str]]:
         """Criterion and kind of weights of terms that are supermasks."""
-        return [(criterion, kind) for name in self.terms for criterion, kind in _supermask(name)]
+        return [mask for mask in map(_supermask, self.terms) if mask]
 
     @property
     def bounds(self) -> Bounds:
@@ -81,7 +80,7 @@ def verify_run(
 
     Raises RecipeError for claims that cannot be measured, RunError where nothing is there to judge.
     """
-    claims = find_claims(file, partial(plan_on, machine=machine))
+    claims = find_claims(file, partial(plan_on, machine=machine, load=load_once()))
     seeds = max(file.recipe.replicates, *(claim.section.seeds for claim in claims))
     variants = dict.fromkeys(((), *(which for claim in claims for which in claim.section.others.values())))
     stores: dict[tuple[str, ...], RunStore] = {}
@@ -202,10 +201,10 @@ def _wrong_place(claim: Claim, plan: Plan) -> Iterator[str]:
             yield str(error)
 
 
-def _supermask(name: str) -> list[tuple[str, str]]:
+def _supermask(name: str) -> tuple[str, str] | None:
     """Criterion and kind of weights, for a name of that form; else nothing."""
     head, *rest = name.split(".")
-    return [(rest[0], rest[1])] if head == SUPERMASK and len(rest) == 2 else []
+    return (rest[0], rest[1]) if head == SUPERMASK and len(rest) == 2 else None
 
 
 def _levels(plan: Plan) -> str:
@@ -221,8 +220,8 @@ def _existing(file: RecipeFile, machine: Machine) -> RunStore:
 
 def _values(stores: Mapping[tuple[str, ...], RunStore], machine: Machine, claim: Claim, term: str) -> Values:
     """What a term was measured as, by seed."""
-    for criterion, kind in _supermask(term):
-        return untrained_accuracy(stores[()], criterion, kind)
+    if mask := _supermask(term):
+        return untrained_accuracy(stores[()], *mask)
     which, level = claim.place(term)
     store = stores[which]
     if claim.section.metric == BARRIER:
@@ -230,11 +229,7 @@ def _values(stores: Mapping[tuple[str, ...], RunStore], machine: Machine, claim:
         return barriers_by_seed(BranchPoint(store, level, rewind, tuple(store.replicates())), Interpolation())
     folder = store.part(f"{control_folder(level)}/{term}") if term in claim.controls else store
     found = [folder.read_level(number, level) for number in store.replicates() if folder.has_level(number, level)]
-    return {one.seed: _metric(one, claim.section.metric) for one in found}
-
-
-def _metric(level: Level, name: str) -> float:
-    return float(getattr(level, name))
+    return {one.seed: float(getattr(one, claim.section.metric)) for one in found}
 
 
 def _judged(claim: Claim, values: Callable[[str], Values]) -> dict[str, Any]:
