@@ -29,8 +29,24 @@ def test_an_expression_is_taken_seed_by_seed_over_the_seeds_that_all_have():
     assert measured("1 - b / a", values).mean == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert measured("-a + b", values).mean == -2
     assert measured("a - b", {"a": {0: 1.0}, "b": {1: 1.0}}) is None
-    with pytest.raises(ZeroDivisionError):
-        measured("a / b", {"a": {0: 1.0}, "b": {0: 0.0}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a / b", "with seed 4 something is divided by zero"),
+        ("a * 1e308 * 10", "with seed 3 it is too large for a number"),
+        ("a * 1" + "0" * 400, "with seed 3 it is too large"),
+    ],
+)
+def test_what_is_no_number_is_told_with_its_seed(text, message):
+    with pytest.raises(ArithmeticError, match=message):
+        measured(text, {"a": {3: 1.0, 4: 1.0}, "b": {3: 1.0, 4: 0.0}})
+
+
+def test_an_endless_expression_is_none():
+    with pytest.raises(ValueError, match="is not an expression"):
+        terms(" + ".join(["a"] * 100_000))
 
 
 @pytest.mark.parametrize(

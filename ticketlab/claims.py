@@ -44,7 +44,7 @@ def _parsed(expression: str) -> tuple[ast.AST, list[str]]:
     """An expression and the names in it."""
     try:
         body = ast.parse(expression.strip(), mode="eval").body
-    except SyntaxError as error:
+    except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"'{expression}' is not an expression of names, numbers and + - * /") from error
     found: dict[str, None] = {}
     _walk(body, expression, found)
@@ -77,12 +77,24 @@ def _dotted(node: ast.AST, expression: str) -> str:
 def measured(expression: str, values: Mapping[str, Values]) -> Estimate | None:
     """The expression's mean over the seeds that all of its terms have; None where there is no such seed.
 
-    Raises ZeroDivisionError where a term is divided by that is zero.
+    Raises ArithmeticError that names the first seed with which it is no number.
     """
     body, wanted = _parsed(expression)
     seeds = sorted(set.intersection(*(set(values[name]) for name in wanted)))
-    found = [_value(body, {name: values[name][seed] for name in wanted}) for seed in seeds]
+    found = [_of_seed(body, seed, {name: values[name][seed] for name in wanted}) for seed in seeds]
     return estimate(found) if found else None
+
+
+def _of_seed(body: ast.AST, seed: int, of: Mapping[str, float]) -> float:
+    try:
+        value = _value(body, of)
+    except ZeroDivisionError as error:
+        raise ArithmeticError(f"with seed {seed} something is divided by zero") from error
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise ArithmeticError(f"with seed {seed} it is too large for a number")
+    return value
 
 
 def _value(node: ast.AST, of: Mapping[str, float]) -> float:

@@ -332,6 +332,8 @@ class ClaimSection(Section):
         is_bounded = self.at_least is not None or self.at_most is not None
         if is_bounded == (self.expected is not None):
             raise PydanticCustomError("claim_bound", "say at_least, at_most, or expected with tolerance")
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise PydanticCustomError("claim_order", "at_least is larger than at_most; no mean is both")
 
 
 class Recipe(Section):

@@ -58,6 +58,10 @@ class RecipeFile:
     path: Path
     recipe: Recipe
     places: dict[Key, str]
+    stand_in_for: str | None = None
+    """What the recipe's data stand in for, where it is the recipe of a run that was made with a stand-in."""
+    derived_from: str | None = None
+    """The run that a question was asked of, where its answer needs a run by this recipe, too."""
 
     def with_recipe(self, recipe: Recipe) -> RecipeFile:
         """The same file and places with another recipe."""
@@ -91,7 +95,9 @@ def parse_recipe(path: Path, tree: dict[str, Any], overrides: Sequence[str], ori
 def override(file: RecipeFile, overrides: Sequence[str]) -> RecipeFile:
     """The same recipe with some fields changed, checked like any."""
     tree = file.recipe.model_dump(mode="json", exclude_defaults=True)
-    return _resolved(file.path, tree, dict(file.places), [], overrides)
+    found = _resolved(file.path, tree, dict(file.places), [], overrides)
+    stand_in_for = file.stand_in_for if found.recipe.data.name == file.recipe.data.name else None
+    return replace(file, recipe=found.recipe, places=found.places, stand_in_for=stand_in_for)
 
 
 def _resolved(

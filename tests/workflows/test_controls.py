@@ -11,7 +11,7 @@ from ticketlab.recipe_file import read_recipe
 from ticketlab.report import estimate
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.controls import control_run, control_start, controls_of, winning_level
-from ticketlab.workflows.run import Machine
+from ticketlab.workflows.run import Machine, prune_run
 from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.trunk import Branch, run_plan
 
@@ -61,6 +61,32 @@ def test_a_control_has_the_tickets_steps_and_its_own_start(pruned):
     assert equal([shuffled.weights], [masked(store.read_rewind(1), shuffled.mask)])
 
 
+def test_fresh_weights_are_initial_ones_of_another_draw_for_each_replicate_and_level(pruned):
+    store, machine = pruned("replicates=2")
+    finish(store, machine, "reinit", level=1)
+    finish(store, machine, "reinit")
+    seen = []
+    for number in (1, 2):
+        seen += [store.read_rewind(number)["fc1.weight"]]
+        seen += [part(store, "reinit", level).read_ticket(number, level).weights["fc1.weight"] for level in (1, 2)]
+    both = torch.stack(seen).ne(0).all(0)  # kept in every one of them
+    drawn = [weights[both] for weights in seen]
+    assert len(drawn[0]) > 1000
+    for index, one in enumerate(drawn):
+        assert not any(bool((one == other).any()) for other in drawn[:index])
+    initial = [float(store.read_rewind(number)["fc1.weight"].std()) for number in (1, 2)]
+    assert [float(one.std()) for one in (*drawn[1:3], *drawn[4:])] == pytest.approx([initial[0]] * 4, rel=0.05)
+
+
+def test_controls_of_a_level_share_their_draws(pruned):
+    store, machine = pruned()
+    plan = run_plan(store, machine.places)
+    start = {name: control_start(plan, store, ONE, name) for name in controls}
+    signed, fresh = start["reinit_same_sign"].weights, start["reinit"].weights
+    assert all(torch.equal(signed[name].abs(), fresh[name].abs()) for name in start["reinit"].mask)
+    assert equal([start["shuffled_mask"].mask], [start["random_mask"].mask])
+
+
 def test_training_the_tickets_own_start_as_a_control_gives_the_ticket(pruned, monkeypatch):
     store, machine = pruned()
     monkeypatch.setitem(controls._functions, "reinit", lambda s: type(controls.find("frozen")(s))(
@@ -106,6 +132,15 @@ def test_what_is_finished_is_not_trained_again_and_interruptions_change_nothing(
     assert resumed["controls"] == whole["controls"]
     assert finish(store, machine, "reinit", "frozen") == whole
     assert (part(store, "reinit").path / "replicate_1/level_2/metrics.json").stat().st_mtime_ns == stamp
+
+
+def test_controls_that_later_replicates_lack_stay_in_the_record_with_their_own_seeds(pruned, tiny):
+    store, machine = pruned()
+    before = finish(store, machine, "reinit", "frozen")
+    list(prune_run(tiny("replicates=2"), machine))
+    reinit, frozen = finish(store, machine, "reinit")["controls"]
+    assert (reinit["control"], reinit["test_accuracy"]["n"]) == ("reinit", 2)
+    assert frozen == before["controls"][1] and frozen["minus_ticket"]["n"] == 1
 
 
 def test_processes_give_what_one_process_gives(pruned, tmp_path):

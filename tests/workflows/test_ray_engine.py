@@ -22,7 +22,7 @@ from ticketlab.workflows.ray_engine import QUIET, _work, run_on_ray
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.sweep import Begun, sweep_run
 from ticketlab.workflows.sweep_points import points_of
-from ticketlab.workflows.train_level import Notice
+from ticketlab.workflows.train_level import Notice, Progress
 from ticketlab.workflows.workers import Engine
 
 needs_ray = pytest.mark.skipif(
@@ -94,7 +94,7 @@ def test_a_killed_worker_is_told_of_and_its_replicate_resumes(tiny, machines):
     machine = replace(on_ray, checkpoint_seconds=0.0)
     notices, levels, is_killed = [], {}, False
     for event in prune_run(tiny("train.steps=400it"), machine):
-        if not is_killed and isinstance(event, Level):
+        if not is_killed and isinstance(event, Progress):
             is_killed = True
             os.kill(_trainer(), signal.SIGKILL)
         if isinstance(event, Notice):

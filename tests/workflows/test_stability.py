@@ -19,10 +19,10 @@ from ticketlab.runs.store import Level, RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.steps import Duration
 from ticketlab.workflows.run import Machine
-from ticketlab.workflows.stability import Interpolation, copy_task, errors_of, is_clear, train_sample, verdict
+from ticketlab.workflows.stability import Interpolation, copy_task, errors_of, is_clear, verdict
 from ticketlab.workflows.stability_search import Analysis, RunAnalysis, stability_of, stability_run
 from ticketlab.workflows.train_level import Notice, Settings, train_level
-from ticketlab.workflows.trunk import Branch, run_plan
+from ticketlab.workflows.trunk import Branch, run_plan, train_sample
 
 FEW = Interpolation(copies=2, points=3)
 EARLY_BIRD = ("method=early_bird", "pruning={rate: 0.2}", "early_bird={densities: [0.5], every: 4it, window: 2}")
@@ -163,7 +163,7 @@ def test_every_level_is_looked_at_where_the_run_rewinds_to(pruned):
 
 
 def test_errors_on_training_data_are_of_one_fixed_sample(pruned, monkeypatch):
-    monkeypatch.setattr("ticketlab.workflows.stability.TRAIN_SAMPLE", 100)
+    monkeypatch.setattr("ticketlab.workflows.trunk.TRAIN_SAMPLE", 100)
     store, machine = pruned()
     plan = run_plan(store, machine.places)
     one, other = train_sample(plan), train_sample(run_plan(store, machine.places, ["seed=5"]))

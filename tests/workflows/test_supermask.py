@@ -247,7 +247,7 @@ def test_what_cannot_be_learned_is_refused(asked, message):
     ("overrides", "names", "message"),
     [
         ((), ["large_finl"], "unknown criterion 'large_finl'"),
-        ((), ["flipout"], "'flipout' needs sign flips, which the run did not count"),
+        ((), ["flipout"], "'flipout' needs sign flips, which it does not count"),
         (("method=gradual",), [], "method gradual need not train the dense network to its end"),
     ],
 )

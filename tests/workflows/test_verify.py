@@ -1,14 +1,15 @@
 """Claims of a recipe are measured on runs, controls and other recipes, and judged."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from ticketlab.errors import RecipeError, RunError
 from ticketlab.recipe_file import read_recipe
 from ticketlab.report import estimate
-from ticketlab.runs.store import RunStore
-from ticketlab.workflows.run import Machine
+from ticketlab.runs.store import RunStore, find_run, list_runs
+from ticketlab.workflows.run import Machine, prune_run
 from ticketlab.workflows.trunk import run_file
 from ticketlab.workflows.verify import expectation, failed, find_claims, verify_run
 
@@ -116,6 +117,7 @@ def test_claims_that_cannot_be_measured_are_told_with_their_place(claiming, mach
         ("at_least: -1, ", "", r"claims\.0: say at_least, at_most, or expected with tolerance"),
         ("at_least: -1", "at_least: -1, expected: 1, tolerance: 1", "say at_least, at_most, or expected"),
         ("at_least: -1", "expected: 1", "expected and tolerance belong together"),
+        ("at_least: -1", "at_least: 1, at_most: 0", "at_least is larger than at_most"),
         ("{density: 0.643}", "{density: 0.643, level: 2}", "say density or level, one of them"),
         ("at_least: -1", "at_lest: -1", r"claims\.0\.at_lest: unknown key; did you mean 'at_least'"),
         ("seeds: 2}", "seeds: 1}", r"claims\.0\.seeds: .*greater than or equal to 2"),
@@ -212,6 +214,37 @@ def test_barriers_can_be_claimed_of_tickets_and_of_other_recipes(claiming, machi
         judged(claiming(RECIPE.replace("that: ticket - reinit", "that: ticket - reinit, metric: barrier")), machine)
 
 
+def test_a_claim_that_is_no_number_leaves_the_others_their_verdicts(claiming, machine):
+    text = RECIPE.replace("that: ticket - reinit", "that: ticket / (dense - dense)").replace("seeds: 3", "seeds: 2")
+    first, second, _ = judged(claiming(text), machine)["claims"]
+    assert (first["measured"], first["verdict"]) == (None, "not enough seeds")
+    assert first["problem"] == "with seed 0 something is divided by zero"
+    assert second["measured"] is not None and second["problem"] is None
+
+
+def test_runs_of_other_recipes_are_not_taken_for_the_run_in_question(claiming, machine):
+    record = judged(claiming(RECIPE.replace("seeds: 3", "seeds: 2")), machine)
+    (other,) = [run for run in list_runs(machine.runs) if str(run.path) != record["run"]]
+    assert other.read_manifest()["derived_from"] == Path(record["run"]).name
+    for name in (None, "claiming", "clai"):
+        assert str(find_run(machine.runs, name).path) == record["run"]
+    assert find_run(machine.runs, other.name).path == other.path
+    # once it is asked for by itself it is a run like any
+    list(prune_run(claiming(RECIPE.partition("claims:")[0], "pruning.after=finetune"), machine))
+    with pytest.raises(RunError, match="'claiming' fits several runs"):
+        find_run(machine.runs, "claiming")
+    judged(claiming(RECIPE.replace("seeds: 3", "seeds: 2")), machine)
+    assert other.read_manifest()["derived_from"] is None
+
+
+def test_what_a_run_with_a_stand_in_is_asked_says_so_each_time(claiming, machine):
+    text = RECIPE.replace("name: digits", "name: mnist, offline: digits").replace("seeds: 3", "seeds: 2")
+    record = judged(claiming(text), machine)
+    again = judged(run_file(RunStore(Path(record["run"]))), machine)
+    assert again == record and record["stand_in_for"] == "mnist"
+    assert {run.read_manifest()["stand_in_for"] for run in list_runs(machine.runs)} == {"mnist"}
+
+
 def test_others_are_measured_at_their_own_level_of_the_density(claiming, places):
     from ticketlab.workflows.plan import load_data, make_plan
 
@@ -230,9 +263,18 @@ def test_others_are_measured_at_their_own_level_of_the_density(claiming, places)
 
 
 def test_what_is_no_network_of_the_run_is_told_before_anything_starts(claiming, machine):
+    tuned = "that: tuned - ticket, metric: barrier, others: {tuned: [pruning.after=finetune]}"
     for old, new, message in (
         ("at: {density: 0.643}", "at: {level: 0}", "level 0 is the dense network, which has no reinit"),
         ("levels: 2,", "levels: 2, after: finetune,", "restart after 'finetune'"),
+        ("that: ticket - reinit", tuned, r"others\.tuned: .*restart after 'finetune'"),
+        (
+            "that: ticket - reinit",
+            "that: ticket, others: {x: [seed=5]}",
+            r"others\.x: is not in the claim's expression",
+        ),
+        ("that: ticket - reinit", "that: supermask.flipout.init", "needs sign flips, which it does not count"),
+        ("data: {", "method: gradual\ndata: {", "no ticket restarts"),
     ):
         with pytest.raises(RecipeError, match=message):
             judged(claiming(RECIPE.replace(old, new)), machine)

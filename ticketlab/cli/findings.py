@@ -91,7 +91,7 @@ def _expected(one: Mapping[str, Any]) -> str:
 def _measured(one: Mapping[str, Any]) -> str:
     found = one["measured"]
     if not found:
-        return "nothing"
+        return str(one["problem"] or "nothing")
     half = "" if found["high"] is None else f" ± {_spoken(found['high'] - found['mean'], one)}"
     return f"{_spoken(found['mean'], one)}{half}"
 

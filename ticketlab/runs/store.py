@@ -371,7 +371,7 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
     if name is None:
         if not runs:
             raise RunError(f"no runs in {root}; make one with: ticketlab prune recipes/lenet_mnist.yaml")
-        return runs[-1]
+        return (_asked_for(runs) or runs)[-1]
     if is_path_of_run(name):
         return RunStore(Path(name))
     found = matching(runs, name)
@@ -389,10 +389,26 @@ def is_path_of_run(name: str) -> bool:
 
 
 def matching(runs: Sequence[RunStore], name: str) -> list[RunStore]:
-    """The run of that name, else those of the recipe of that name, else those whose name begins so."""
+    """The run of that name, else those of the recipe of that name, else those whose name begins so.
+
+    Runs that a command made to answer a question about another run count only where no other fits.
+    """
     exact = [run for run in runs if run.name == name]
     of_recipe = [run for run in runs if run.name.startswith(f"{name}-")]
-    return exact or of_recipe or [run for run in runs if run.name.startswith(name)]
+    found = of_recipe or [run for run in runs if run.name.startswith(name)]
+    return exact or _asked_for(found) or found
+
+
+def _asked_for(runs: Sequence[RunStore]) -> list[RunStore]:
+    """Those that were not made beside another run; a damaged one counts as asked for."""
+
+    def is_derived(run: RunStore) -> bool:
+        try:
+            return bool(run.read_manifest().get("derived_from"))
+        except RunError:
+            return False
+
+    return [run for run in runs if not is_derived(run)]
 
 
 def find_runs(root: Path, name: str, kind: str) -> list[RunStore]:

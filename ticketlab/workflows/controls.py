@@ -130,15 +130,10 @@ def _keep(store: RunStore, level: int, replicates: Sequence[int], steps: int) ->
     """The record of a level, with the controls of earlier calls, on disk and as a figure."""
     from ticketlab.ticket_figures import beside_controls
 
-    kept = [name for name in controls if _is_finished(store, level, name, replicates)]
-    record = control_record(store, level, kept, replicates, steps)
+    record = control_record(store, level, replicates, steps)
     store.write_result(f"{control_folder(level)}/controls.json", record)
     _show(store, control_folder(level), beside_controls(record))
     return record
-
-
-def _is_finished(store: RunStore, level: int, name: str, replicates: Sequence[int]) -> bool:
-    return all(store.part(f"{control_folder(level)}/{name}").has_level(number, level) for number in replicates)
 
 
 def control_folder(level: int) -> str:
@@ -193,47 +188,58 @@ def train_control(plan: Plan, store: RunStore, branch: Branch, settings: Setting
 
 
 def control_start(plan: Plan, store: RunStore, branch: Branch, name: str) -> Start:
-    """What a control starts from: the same whenever it is asked for."""
+    """What a control starts from: the same whenever it is asked for.
+
+    Controls of a level share their draws: the same fresh weights, the same places. Two that differ in one thing differ
+    in nothing else.
+    """
     ticket = store.read_ticket(branch.replicate, branch.level)
     assert ticket is not None, "a finished level has its ticket"
-    seed = derive_seed(replicate_seed(plan, branch.replicate), "control", name, branch.level)
+    seed = derive_seed(replicate_seed(plan, branch.replicate), "control", branch.level)
     fresh = plan.build(derive_seed(seed, "weights")).state_dict()
     generator = torch.Generator().manual_seed(derive_seed(seed, "places"))
     subject = Subject(ticket.mask, store.read_rewind(branch.replicate), fresh, generator)
     return controls.find(name)(subject)
 
 
-def control_record(
-    store: RunStore, level: int, names: Sequence[str], replicates: Sequence[int], steps: int
-) -> dict[str, Any]:
-    """What came of it, as one JSON object; no dense network where training of it ended before `steps`."""
-    ticket = [store.read_level(number, level) for number in replicates]
-    others = {
-        name: [store.part(f"{control_folder(level)}/{name}").read_level(number, level) for number in replicates]
-        for name in names
-    }
-    dense = [store.read_level(number, 0) for number in replicates]
+def control_record(store: RunStore, level: int, replicates: Sequence[int], steps: int) -> dict[str, Any]:
+    """What came of it, as one JSON object; no dense network where training of it ended before `steps`.
+
+    Each control is compared over the replicates that have it.
+    """
+    ticket = {number: store.read_level(number, level) for number in replicates}
+    dense = {number: store.read_level(number, 0) for number in replicates}
     return {
         "run": str(store.path),
         **data_facts(store),
         "level": level,
-        "density": ticket[0].density,
-        "seeds": [one.seed for one in ticket],
+        "density": ticket[replicates[0]].density,
+        "seeds": [one.seed for one in ticket.values()],
         "ticket": asdict(_compared("ticket", ticket, ticket)),
-        "dense": asdict(_compared("dense", dense, ticket)) if all(_is_trained(d, steps) for d in dense) else None,
-        "controls": [asdict(_compared(name, found, ticket)) for name, found in others.items()],
+        "dense": asdict(_compared("dense", dense, ticket))
+        if all(_is_trained(d, steps) for d in dense.values())
+        else None,
+        "controls": [
+            asdict(_compared(name, found, ticket))
+            for name in controls
+            if (found := _trained(store.part(f"{control_folder(level)}/{name}"), level, replicates))
+        ],
     }
 
 
-def _compared(name: str, found: Sequence[Level], ticket: Sequence[Level]) -> Compared:
+def _trained(part: RunStore, level: int, replicates: Sequence[int]) -> dict[int, Level]:
+    """Replicate → its finished control."""
+    return {number: part.read_level(number, level) for number in replicates if part.has_level(number, level)}
+
+
+def _compared(control: str, found: Mapping[int, Level], ticket: Mapping[int, Level]) -> Compared:
+    """A network beside the ticket; both by replicate."""
     return Compared(
-        control=name,
-        test_accuracy=estimate([level.test_accuracy for level in found]),
-        final_test_accuracy=estimate([level.final_test_accuracy for level in found]),
-        early_stop_step=estimate([float(level.early_stop_step) for level in found]),
-        minus_ticket=estimate(
-            [level.test_accuracy - own.test_accuracy for level, own in zip(found, ticket, strict=True)]
-        ),
+        control=control,
+        test_accuracy=estimate([level.test_accuracy for level in found.values()]),
+        final_test_accuracy=estimate([level.final_test_accuracy for level in found.values()]),
+        early_stop_step=estimate([float(level.early_stop_step) for level in found.values()]),
+        minus_ticket=estimate([level.test_accuracy - ticket[number].test_accuracy for number, level in found.items()]),
     )
 
 

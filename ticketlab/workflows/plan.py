@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
@@ -235,13 +235,13 @@ def load_data(file: RecipeFile, places: Places) -> tuple[RecipeFile, Data]:
     section = file.recipe.data
     dataset, reason = load_with_stand_in(section.name, section.offline, places)
     if reason is None:
-        return file, Data(dataset)
+        return file, Data(dataset, file.stand_in_for, "The run was made with it." if file.stand_in_for else None)
     # a stand-in is smaller: hold out at most a tenth of it, and leave a federation's clients half of the rest
     validation = min(section.validation, len(dataset.train_labels) // 10)
     half = (len(dataset.train_labels) - validation) // 2
     examples = None if section.examples is None else min(section.examples, half)
     recipe = file.recipe.with_data(dataset.name, validation, examples)
-    return file.with_recipe(recipe), Data(dataset, section.name, reason)
+    return replace(file, recipe=recipe, stand_in_for=section.name), Data(dataset, section.name, reason)
 
 
 def load_once() -> Load:

@@ -182,6 +182,7 @@ def run_facts(plan: Plan, device: torch.device, threads: int) -> dict[str, Any]:
         "data_checksum": data.dataset.checksum(),
         "data_source": data.dataset.source,
         "stand_in_for": data.stand_in_for,
+        "derived_from": plan.file.derived_from,
         "files": user_files(plan.file),
         "device": str(device),
         "threads": threads,
@@ -201,11 +202,14 @@ def check_run(store: RunStore, facts: Mapping[str, Any]) -> list[str]:
 def begin_run(store: RunStore, recipe: Recipe, facts: Mapping[str, Any]) -> None:
     """Write recipe and manifest of a run that starts, or goes on, now."""
     before = store.read_manifest()
+    # a run that the user asked for stays one when another command takes it up
+    derived = facts["derived_from"] if not before or before.get("derived_from") else None
     seeds = [recipe.seed + index for index in range(recipe.replicates)]
     times = {"created": before.get("created", now()), "updated": now(), "state": "running"}
     budgets = before.get("budgets", {}) | facts.get("budgets", {})
     store.write_recipe(recipe_yaml(recipe))
-    store.write_manifest({**facts, **({"budgets": budgets} if budgets else {}), "seeds": seeds, **times})
+    own = {"derived_from": derived, **({"budgets": budgets} if budgets else {}), "seeds": seeds}
+    store.write_manifest({**facts, **own, **times})
 
 
 def _source_facts(source: TicketSource) -> dict[str, Any]:

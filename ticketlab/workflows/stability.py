@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketlab.data.batches import Examples, permutation
+from ticketlab.data.batches import Examples
 from ticketlab.errors import Interrupted
 from ticketlab.pruning.connectivity import STABLE_BELOW, barrier, distance, interpolate, positions
 from ticketlab.report import Estimate, estimate
@@ -34,10 +34,8 @@ from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Machine
 from ticketlab.workflows.tickets import dense_ticket, replicate_seed, ticket_weights
 from ticketlab.workflows.train_level import LevelTask, Notice, Progress, Settings, train_level
-from ticketlab.workflows.trunk import Branch, Branched, run_branches
+from ticketlab.workflows.trunk import Branch, Branched, run_branches, train_sample
 
-TRAIN_SAMPLE = 10_000
-"""Training examples, at most, whose error is read on the line, and which batch norms are given their statistics by."""
 SPLITS = ("validation", "train")
 
 
@@ -186,13 +184,6 @@ def _step(branch: Branch) -> int:
 def _without_rewind_point(plan: Plan) -> Plan:
     """Nothing is rewound to weights on the way of a copy, so none are kept."""
     return replace(plan, rewind=plan.steps + 1)
-
-
-def train_sample(plan: Plan) -> Examples:
-    """Training examples for errors on the line and for batch norms: the same for every network of a recipe."""
-    train = plan.splits.train
-    order = permutation(len(train), derive_seed(plan.recipe.data.split_seed, "stability"))
-    return train.some(order[:TRAIN_SAMPLE].sort().values)
 
 
 def walk_lines(

@@ -13,10 +13,11 @@ from ticketlab.runs.store import RunStore
 from ticketlab.steps import Duration
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Event, Machine, told
-from ticketlab.workflows.stability import TRAIN_SAMPLE, BranchPoint, Interpolation, analyse, branch_point_row
+from ticketlab.workflows.stability import BranchPoint, Interpolation, analyse, branch_point_row
 from ticketlab.workflows.ticket_source import check_restarts
 from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.trunk import (
+    TRAIN_SAMPLE,
     Branched,
     check_levels,
     data_facts,
@@ -173,7 +174,8 @@ def _look(run: RunAnalysis, points: Sequence[BranchPoint]) -> Events:
         )
     for point in missing.values():
         machine = replace(run.machine, runs=run.store.path.parent)
-        yield from pruned(run.rewound(point.level, point.step).file, machine, run.should_stop)
+        file = replace(run.rewound(point.level, point.step).file, derived_from=run.store.name)
+        yield from pruned(file, machine, run.should_stop)
     for path in dict.fromkeys(point.store.path for point in points):
         own = [point for point in points if point.store.path == path]
         yield from analyse(own, run.analysis.interpolation, run.machine, run.should_stop)

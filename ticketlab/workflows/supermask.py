@@ -21,6 +21,7 @@ from ticketlab.data.batches import Examples
 from ticketlab.errors import Interrupted, RunError
 from ticketlab.pruning.criteria import criteria
 from ticketlab.pruning.masks import Mask, State, density, full_mask, masked
+from ticketlab.recipe import Recipe
 from ticketlab.report import estimate
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
@@ -37,7 +38,7 @@ from ticketlab.workflows.learn_mask import (
 )
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Machine, told
-from ticketlab.workflows.stability import train_sample
+from ticketlab.workflows.schedule import COUNTED, counts_flips
 from ticketlab.workflows.tickets import Observed, flip_evidence, mask_by_criterion, replicate_seed
 from ticketlab.workflows.train_level import Notice, Progress, Settings
 from ticketlab.workflows.trunk import (
@@ -47,6 +48,7 @@ from ticketlab.workflows.trunk import (
     finished_replicates,
     run_branches,
     run_plan,
+    train_sample,
     write_figures,
 )
 
@@ -78,10 +80,9 @@ def supermask_run(
     Raises RunError for a run without a dense network that was trained to its end.
     """
     plan = run_plan(store, machine.places)
-    _check(plan, store)
-    replicates = finished_replicates(store, 0)
     chosen = [] if learning else list(dict.fromkeys(names)) or list(ONE_SHOT)
-    _check_criteria(store, chosen, replicates)
+    check_supermasks(plan.recipe, plan.name, chosen)
+    replicates = finished_replicates(store, 0)
     with told(store), store.lock():
         missing = [number for number in replicates if not _has_judged(store, number, chosen)]
         judged = [Branch(f"{FOLDER}/one_shot", number, 0) for number in missing]
@@ -97,25 +98,17 @@ def supermask_run(
     yield record
 
 
-def _check(plan: Plan, store: RunStore) -> None:
-    """Raise RunError for a run whose level 0 is no dense network trained to its end."""
-    method = plan.recipe.method
-    if method not in ("imp", "oneshot"):
+def check_supermasks(recipe: Recipe, run: str, names: Sequence[str]) -> None:
+    """Raise TicketlabError where runs of a recipe have no trained dense network, or not what criteria look at."""
+    if recipe.method not in ("imp", "oneshot"):
         raise RunError(
-            f"{store.path}: method {method} need not train the dense network to its end; "
+            f"{run}: method {recipe.method} need not train the dense network to its end; "
             "make a run with: -s method=imp -s pruning.levels=1"
         )
-
-
-def _check_criteria(store: RunStore, names: Sequence[str], replicates: Sequence[int]) -> None:
-    """Raise for criteria that there are not, or whose evidence the run did not record."""
     for name in names:
-        if criteria.needs(name) & {"flips", "steadiness_rank"} and not all(
-            store.read_flips(number, 0) for number in replicates
-        ):
+        if criteria.needs(name) & COUNTED and not counts_flips(recipe):
             raise RunError(
-                f"{store.path}: '{name}' needs sign flips, which the run did not count; "
-                "make one with: -s 'watch=[sign_flips]'"
+                f"{run}: '{name}' needs sign flips, which it does not count; make a run with: -s 'watch=[sign_flips]'"
             )
 
 
@@ -217,9 +210,8 @@ class _Untrained:
 
 
 def supermask_record(store: RunStore, plan: Plan, replicates: Sequence[int]) -> dict[str, Any]:
-    """Everything that all replicates have finished, as one JSON object."""
-    one_shot = store.part(f"{FOLDER}/one_shot")
-    unmasked = [one_shot.read_result(f"replicate_{number}/{UNMASKED}") for number in replicates]
+    """Everything that is finished, as one JSON object; each criterion and mask over the replicates that have it."""
+    unmasked = _judged(store, UNMASKED, replicates)
     return {
         "run": str(store.path),
         **data_facts(store),
@@ -230,13 +222,24 @@ def supermask_record(store: RunStore, plan: Plan, replicates: Sequence[int]) -> 
             for kind in WEIGHTS
         ],
         "one_shot": [
-            _over_replicates(name, kind, [one_shot.read_result(f"replicate_{n}/by_{name}.json") for n in replicates])
+            _over_replicates(name, kind, found)
             for name in criteria
-            if all(one_shot.has_result(f"replicate_{number}/by_{name}.json") for number in replicates)
+            if (found := _judged(store, f"by_{name}.json", replicates))
             for kind in WEIGHTS
         ],
-        "learned": [_learned(store.part(folder), replicates) for folder in _learned_folders(store, replicates)],
+        "learned": [
+            _learned(part, found)
+            for part in (store.part(f"{FOLDER}/{name}") for name in store.parts(FOLDER))
+            if (found := [read_mask(part, number) for number in replicates if has_mask(part, number)])
+        ],
     }
+
+
+def _judged(store: RunStore, file: str, replicates: Sequence[int]) -> list[dict[str, Any]]:
+    """A record of each replicate that has it."""
+    part = store.part(f"{FOLDER}/one_shot")
+    paths = [f"replicate_{number}/{file}" for number in replicates]
+    return [part.read_result(path) for path in paths if part.has_result(path)]
 
 
 def untrained_accuracy(store: RunStore, name: str, kind: str) -> dict[int, float]:
@@ -273,14 +276,7 @@ def _over_replicates(name: str, kind: str, records: Sequence[dict[str, Any]]) ->
     }
 
 
-def _learned_folders(store: RunStore, replicates: Sequence[int]) -> list[str]:
-    """Folders of learned masks that every replicate has finished, by name."""
-    folders = [f"{FOLDER}/{name}" for name in store.parts(FOLDER)]
-    return [folder for folder in folders if all(has_mask(store.part(folder), number) for number in replicates)]
-
-
-def _learned(part: RunStore, replicates: Sequence[int]) -> dict[str, Any]:
-    found = [read_mask(part, number) for number in replicates]
+def _learned(part: RunStore, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     threshold = [one["threshold_test_accuracy"] for one in found]
     return {
         **{key: found[0][key] for key in ("method", "weights", "density", "rescale", "steps", "lr")},

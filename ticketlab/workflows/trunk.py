@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ticketlab.data.batches import Examples, permutation
 from ticketlab.data.files import Places
 from ticketlab.errors import RunError
 from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.store import RunStore
+from ticketlab.seeds import derive_seed
 from ticketlab.workflows.plan import Plan, load_data, make_plan
 from ticketlab.workflows.run import Event, Machine, Started, death_notice, plan_on, prune_run, told
 from ticketlab.workflows.train_level import Notice, Settings
@@ -24,6 +26,9 @@ from ticketlab.workflows.workers import Died, run_jobs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+TRAIN_SAMPLE = 10_000
+"""Training examples, at most, that networks beside a run are looked at with."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def run_file(store: RunStore, overrides: Sequence[str] = ()) -> RecipeFile:
     file = read_recipe(store.path / "recipe.yaml", overrides)
     # files of the user's own stand beside the recipe that the run was made from
     folder = Path(manifest.get("folder", store.path))
-    return replace(file, path=folder / f"{manifest['recipe']}.yaml")
+    return replace(file, path=folder / f"{manifest['recipe']}.yaml", stand_in_for=manifest.get("stand_in_for"))
 
 
 def run_plan(store: RunStore, places: Places, overrides: Sequence[str] = ()) -> Plan:
@@ -97,6 +102,13 @@ def check_levels(plan: Plan, levels: Iterable[int], first: int) -> None:
     """Raise RunError for levels that a recipe's runs do not have, or that lie before the first in question."""
     if wrong := [level for level in levels if not first <= level <= plan.levels]:
         raise RunError(f"{plan.name}: has levels {first} to {plan.levels}, not {wrong[0]}")
+
+
+def train_sample(plan: Plan) -> Examples:
+    """Training examples for errors on a line and for batch norms: the same for every network of a recipe."""
+    train = plan.splits.train
+    order = permutation(len(train), derive_seed(plan.recipe.data.split_seed, "stability"))
+    return train.some(order[:TRAIN_SAMPLE].sort().values)
 
 
 def data_facts(store: RunStore) -> dict[str, Any]:

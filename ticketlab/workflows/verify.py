@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from ticketlab.workflows.plan import Plan, load_once
 from ticketlab.workflows.run import Event, Machine, plan_on, told
 from ticketlab.workflows.stability import BranchPoint, Interpolation, barriers_by_seed
 from ticketlab.workflows.stability_search import Analysis, stability_run
-from ticketlab.workflows.supermask import NO_MASK, supermask_run, untrained_accuracy
+from ticketlab.workflows.supermask import NO_MASK, check_supermasks, supermask_run, untrained_accuracy
 from ticketlab.workflows.ticket_source import check_restarts
 from ticketlab.workflows.trunk import Branched, data_facts, pruned, run_plan
 
@@ -87,6 +87,8 @@ def verify_run(
     for which in variants:
         # the claims are of this recipe's run; another one, newer than it, must not be taken for it
         wanted = override(file, [*which, f"replicates={seeds}", *(["claims=[]"] if which else [])])
+        if which:
+            wanted = replace(wanted, derived_from=stores[()].name)
         if may_train:
             stores[which] = yield from pruned(wanted, machine, should_stop)
         else:
@@ -149,6 +151,8 @@ def find_claims(file: RecipeFile, planned: Callable[[RecipeFile], Plan]) -> list
         levels: dict[str, int] = {}
         for name, overrides in section.others.items():
             try:
+                if name not in names:
+                    raise RecipeError(f"is not in the claim's expression: {section.that}")
                 levels[name] = _level_of_other(plan, planned(override(file, overrides)), section)
             except TicketlabError as error:
                 problems.append(((*key, "others", name), str(error)))
@@ -185,6 +189,8 @@ def _level_of_other(plan: Plan, other: Plan, section: ClaimSection) -> int:
     level = other.find_level(section.at)
     if level is None:
         raise RecipeError(f"has no such level; there are {_levels(other)}")
+    if section.metric == BARRIER:
+        check_restarts(other.recipe, other.name)
     return level
 
 
@@ -194,11 +200,13 @@ def _wrong_place(claim: Claim, plan: Plan) -> Iterator[str]:
         yield f"level 0 is the dense network, which has no {claim.controls[0]}; name a ticket's level"
     if "dense" in claim.terms and plan.early_bird and "dense" not in claim.section.others:
         yield "the dense network of an early-bird run stops with its last draw; it is no measure"
-    if claim.controls or claim.section.metric == BARRIER:
-        try:
+    try:
+        if claim.controls or claim.section.metric == BARRIER:
             check_restarts(plan.recipe, plan.name)
-        except RunError as error:
-            yield str(error)
+        if claim.supermasks:
+            check_supermasks(plan.recipe, plan.name, [name for name, _ in claim.supermasks if name in criteria])
+    except RunError as error:
+        yield str(error)
 
 
 def _supermask(name: str) -> tuple[str, str] | None:
@@ -234,10 +242,11 @@ def _values(stores: Mapping[tuple[str, ...], RunStore], machine: Machine, claim:
 
 def _judged(claim: Claim, values: Callable[[str], Values]) -> dict[str, Any]:
     section = claim.section
+    found, problem = None, None
     try:
         found = measured(section.that, {name: values(name) for name in claim.terms})
-    except ZeroDivisionError:
-        found = None  # of one claim nothing can be said; the others have their verdicts
+    except ArithmeticError as error:
+        problem = str(error)  # of one claim nothing can be said; the others have their verdicts
     decided = verdict(found, claim.bounds, section.seeds)
     more = seeds_to_decide(found, claim.bounds, section.seeds) if found and decided == "not enough seeds" else None
     return {
@@ -248,6 +257,7 @@ def _judged(claim: Claim, values: Callable[[str], Values]) -> dict[str, Any]:
         "level": claim.level,
         "expected": expectation(section),
         "measured": asdict(found) if found else None,
+        "problem": problem,
         "seeds": section.seeds,
         "verdict": decided,
         "seeds_to_decide": more,
