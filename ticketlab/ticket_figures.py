@@ -25,8 +25,7 @@ def beside_controls(record: Mapping[str, Any]) -> Figure:
     axes.set_yticks(range(len(rows)), [row["control"].replace("_", " ") for row in rows])
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.25)
-    replicates = record["ticket"]["test_accuracy"]["n"]
-    axes.set_xlabel(f"test accuracy at the early-stop step, %: mean and 95 % interval, n = {replicates}")
+    axes.set_xlabel(f"test accuracy at the early-stop step, %: mean and 95 % interval, n = {_replicates(rows)}")
     axes.set_title(f"{Path(record['run']).name}, {100 * record['density']:.2f} % of weights", fontsize=10)
     return figure
 
@@ -57,10 +56,15 @@ def against_density(records: Sequence[Mapping[str, Any]]) -> Figure:
     panels[0].set_ylabel("test accuracy at the early-stop step, %")
     panels[1].set_ylabel("early-stop step")
     panels[1].legend(fontsize=8)
-    counts = sorted({one["ticket"]["test_accuracy"]["n"] for one in records})
-    told = " to ".join(map(str, counts[:1] + counts[1:][-1:]))
-    figure.suptitle(f"{Path(records[0]['run']).name}: mean and 95 % interval, n = {told}", fontsize=10)
+    shown = [row for one in records for row in (one["ticket"], *one["controls"])]
+    figure.suptitle(f"{Path(records[0]['run']).name}: mean and 95 % interval, n = {_replicates(shown)}", fontsize=10)
     return figure
+
+
+def _replicates(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many replicates each of the networks has: `5`, or `2 to 5`."""
+    counts = sorted({row["test_accuracy"]["n"] for row in rows})
+    return " to ".join(map(str, counts[:1] + counts[1:][-1:]))
 
 
 def _named(record: Mapping[str, Any], name: str) -> Any:

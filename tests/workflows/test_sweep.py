@@ -1,6 +1,7 @@
 """Sweeps: which points lists make, and that each is the run that it would be alone."""
 
 import json
+from contextlib import ExitStack
 
 import pytest
 from support import equal, states, untimed
@@ -135,6 +136,16 @@ def test_a_point_that_diverges_keeps_no_other_from_being_finished(write_recipe, 
     stores = [one.store for one in seen[0].points]
     assert [store.read_manifest()["state"] for store in stores] == ["failed", "finished"]
     assert [len(run_levels(store)) for store in stores] == [0, 3]
+
+
+def test_a_replicate_that_somebody_holds_keeps_no_other_from_being_finished(write_recipe, machine, monkeypatch):
+    monkeypatch.setattr("ticketlab.runs.store.ORPHAN_PATIENCE", 0.1)
+    with ExitStack() as held, pytest.raises(FailedRun, match=r"^seed=0: replicate 1: .* another process is writing"):
+        for event in sweep_run(write_recipe(), points_of(["seed=0,1"]), machine):
+            if isinstance(event, Begun):
+                stores = [one.store for one in event.points]
+                held.enter_context(stores[0].lock_replicate(1))
+    assert [store.read_manifest()["state"] for store in stores] == ["failed", "finished"]
 
 
 def test_a_run_that_cannot_be_taken_up_stops_a_sweep_before_it_starts(write_recipe, tiny, machine, places):

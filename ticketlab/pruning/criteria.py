@@ -48,7 +48,7 @@ def magnitude(weight: Tensor, evidence: Evidence) -> Tensor:
 
 @criteria.register("magnitude_increase", needs={"initial"})
 def magnitude_increase(weight: Tensor, evidence: Evidence) -> Tensor:
-    """|w| − |w at the rewind step|: weights that grew survive (Zhou et al. 2019, section 3)."""
+    """|w| − |w at the rewind step|: weights that grew survive (Zhou et al. 2019, section 2)."""
     return weight.abs() - _initial(evidence, "magnitude_increase").abs()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ticketlab.errors import FailedRun
+from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 from ticketlab.recipe_file import RecipeFile
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.plan import Plan
@@ -167,7 +167,9 @@ def _work(
         for seen in train_replicate(one.file, machine, one.store.path, device, replicate, should_stop):
             yield Pointed(index, replicate, seen)
         yield Ended(index)
-    except FailedRun as error:
+    except Interrupted:
+        raise
+    except TicketlabError as error:
         yield Ended(index, f"replicate {replicate}: {error}")
 
 
