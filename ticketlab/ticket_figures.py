@@ -35,7 +35,7 @@ def against_density(records: Sequence[Mapping[str, Any]]) -> Figure:
 
     As figures 3 and 4 of Frankle & Carbin 2019; means with 95 % intervals.
     """
-    figure = Figure(figsize=(11, 4.2))
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = figure.subplots(1, 2)
     names = list(dict.fromkeys(row["control"] for one in records for row in one["controls"]))
     dense = records[0]["dense"]
@@ -49,13 +49,13 @@ def against_density(records: Sequence[Mapping[str, Any]]) -> Figure:
             rows = [(100 * one["density"], _named(one, name)) for one in records]
             known = [(density, row[key]) for density, row in rows if row is not None]
             _curve(axes, known, style, name.replace("_", " "), scale)
-        axes.set_xscale("log")
+        plain_log_axis(axes)
         axes.invert_xaxis()
         axes.set_xlabel("weights that remain, %")
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("test accuracy at the early-stop step, %")
     panels[1].set_ylabel("early-stop step")
-    panels[1].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     shown = [row for one in records for row in (one["ticket"], *one["controls"])]
     figure.suptitle(f"{Path(records[0]['run']).name}: mean and 95 % interval, n = {_replicates(shown)}", fontsize=10)
     return figure
