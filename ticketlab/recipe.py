@@ -121,8 +121,8 @@ class PruningSection(Section):
     """Rates of layers by name pattern, such as `conv*: 0.1`; the first match counts."""
     ignore: Names = ()
     """Name patterns of layers that are never pruned."""
-    levels: Annotated[int, Field(ge=1, le=1000)] = 10
-    """Prune–rewind–train rounds after the dense level 0; can be extended later."""
+    levels: Annotated[int, Field(ge=0, le=1000)] = 10
+    """Prune–rewind–train rounds after the dense level 0, which 0 trains alone; can be extended later."""
     rewind: Time = Duration(0, "it")
     """Step of level 0 whose weights a ticket restarts from."""
     after: Literal["rewind", "lr_rewind", "finetune", "reinit", "continue"] = "rewind"

@@ -279,6 +279,7 @@ def test_watching_changes_no_weight(run):
     (("sign_flips.at_once=1",), "sign_flips.at_once: belongs to method: sign_flip"),
     (("method=gradual", "schedule.every=20it"), "schedule.every: the last of 2 prunings, at step 40, leaves no time"),
     (("method=gradual", "schedule.first=30it"), "pruning.levels: 2 prunings do not fit before step 30"),
+    (("method=gradual", "pruning.levels=0"), "pruning.levels: method gradual prunes at least once"),
     (("method=gradual", "pruning.levels=40"), "pruning.levels: 40 prunings do not fit before step 30"),
     (("method=gradual", *GLOBAL, "pruning.rate=0.99", "pruning.levels=9"), "nothing is left to remove from level 4 on"),
     (("method=gradual", "schedule.until=1it"), "schedule.until: 2 prunings do not fit before step 1"),

@@ -186,8 +186,10 @@ def test_a_run_stopped_after_every_step_arrives_all_the_same(run):
     assert equal(states(store, 2), states(whole, 2))
 
 
-def test_levels_can_be_added_later(run):
+def test_levels_can_be_added_later_also_to_the_dense_network_alone(run):
     _, whole, levels = run("pruning.levels=3", folder="whole")
+    _, _, (dense,) = run("pruning.levels=0", folder="extended")
+    assert untimed(dense) == untimed(levels[0])
     run("pruning.levels=1", folder="extended")
     _, store, extended = run("pruning.levels=3", folder="extended")
     assert [untimed(level) for level in extended] == [untimed(level) for level in levels]

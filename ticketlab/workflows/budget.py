@@ -114,7 +114,7 @@ def choose(plan: Plan, pace: Pace, left: float, workers: int) -> Choice:
 
     fewest = min(plan.steps, math.ceil(FEWEST_EPOCHS * plan.steps_per_epoch))
     # where one training goes through all levels, their number belongs to the schedule
-    ladder = [plan.levels] if plan.schedule else range(1, plan.levels + 1)
+    ladder = [plan.levels] if plan.schedule else range(min(1, plan.levels), plan.levels + 1)
     fitting = [levels for levels in ladder if seconds(FEWEST, levels, fewest) <= left]
     if not fitting:
         least = seconds(FEWEST, ladder[0], fewest)

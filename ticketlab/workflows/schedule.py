@@ -55,6 +55,8 @@ def check_schedule(recipe: Recipe, per_epoch: int) -> list[Problem]:
     named = {"first": section.first, "every": section.every, "until": section.until}
     given = {name: time.steps(per_epoch) for name, time in named.items() if time is not None}
     none: list[Problem] = [(("schedule", name), "must be at least 1it") for name, steps in given.items() if steps < 1]
+    if levels < 1:
+        none.append((("pruning", "levels"), f"method {recipe.method} prunes at least once"))
     return none or _check_until(given, levels, stop) or _check_prunings(recipe, given, make_schedule(recipe, per_epoch))
 
 

@@ -103,7 +103,7 @@ def check_supermasks(recipe: Recipe, run: str, names: Sequence[str]) -> None:
     if recipe.method not in ("imp", "oneshot"):
         raise RunError(
             f"{run}: method {recipe.method} need not train the dense network to its end; "
-            "make a run with: -s method=imp -s pruning.levels=1"
+            "make a run with: -s method=imp -s pruning.levels=0"
         )
     for name in names:
         if criteria.needs(name) & COUNTED and not counts_flips(recipe):
