@@ -365,7 +365,8 @@ def list_runs(root: Path) -> list[RunStore]:
 def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
     """A run by path, name or unique prefix; the newest of a kind without a name.
 
-    Raises RunError that lists the choices.
+    Runs that a command made to answer a question about another run count only where no other fits. Raises RunError that
+    lists the choices.
     """
     runs = [run for run in list_runs(root) if kind is None or is_kind(run, kind)]
     if name is None:
@@ -374,13 +375,13 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
         return (_asked_for(runs) or runs)[-1]
     if is_path_of_run(name):
         return RunStore(Path(name))
-    found = matching(runs, name)
+    fitting = matching(runs, name)
+    found = _asked_for(fitting) or fitting
     if len(found) == 1:
         return found[0]
     if found:
         raise RunError(f"'{name}' fits several runs: {', '.join(run.name for run in found)}")
-    known = [run.name for run in runs]
-    raise RunError(f"no run '{name}' in {root}" + (did_you_mean(name, known) if known else ""))
+    raise _no_run(root, name, runs)
 
 
 def is_path_of_run(name: str) -> bool:
@@ -389,14 +390,10 @@ def is_path_of_run(name: str) -> bool:
 
 
 def matching(runs: Sequence[RunStore], name: str) -> list[RunStore]:
-    """The run of that name, else those of the recipe of that name, else those whose name begins so.
-
-    Runs that a command made to answer a question about another run count only where no other fits.
-    """
+    """The run of that name, else those of the recipe of that name, else those whose name begins so."""
     exact = [run for run in runs if run.name == name]
     of_recipe = [run for run in runs if run.name.startswith(f"{name}-")]
-    found = of_recipe or [run for run in runs if run.name.startswith(name)]
-    return exact or _asked_for(found) or found
+    return exact or of_recipe or [run for run in runs if run.name.startswith(name)]
 
 
 def _asked_for(runs: Sequence[RunStore]) -> list[RunStore]:
@@ -412,17 +409,21 @@ def _asked_for(runs: Sequence[RunStore]) -> list[RunStore]:
 
 
 def find_runs(root: Path, name: str, kind: str) -> list[RunStore]:
-    """All runs of a kind that a path, a name or a prefix fits; raises RunError that suggests the nearest name."""
+    """All runs of a kind that a path or a name fits, as `matching` has it; raises RunError with the nearest name."""
     if is_path_of_run(name):
         run = RunStore(Path(name))
         if run.kind != kind:
             raise RunError(f"{name} was made by ticketlab {run.kind}, not by ticketlab {kind}")
         return [run]
     known = [run for run in list_runs(root) if is_kind(run, kind)]
-    matching = [run for run in known if run.name == name] or [run for run in known if run.name.startswith(name)]
-    if not matching:
-        raise RunError(f"no run '{name}' in {root}" + (did_you_mean(name, [r.name for r in known]) if known else ""))
-    return matching
+    found = matching(known, name)
+    if not found:
+        raise _no_run(root, name, known)
+    return found
+
+
+def _no_run(root: Path, name: str, known: Sequence[RunStore]) -> RunError:
+    return RunError(f"no run '{name}' in {root}" + (did_you_mean(name, [run.name for run in known]) if known else ""))
 
 
 def is_kind(run: RunStore, kind: str) -> bool:
