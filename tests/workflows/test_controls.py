@@ -185,6 +185,7 @@ def test_the_level_is_told_where_none_is_named(pruned):
         ((), 0, "is the dense network, which has no controls"),
         (("pruning.after=finetune",), 1, "restart after 'finetune', not from rewound weights"),
         (("method=gradual", "train.steps=60it"), 1, "no ticket restarts"),
+        (("pruning.levels=0",), 1, "has no ticket; run its recipe with -s pruning.levels=1 or more"),
     ],
 )
 def test_runs_that_have_no_controls_are_refused(pruned, overrides, level, message):
@@ -221,6 +222,7 @@ def test_what_cannot_be_is_told_before_a_recipe_is_run(tiny, places, tmp_path):
         (tiny(), [1], ["renit"], "did you mean 'reinit'"),
         (tiny(), [3], [], "has levels 1 to 2, not 3"),
         (tiny("pruning.after=finetune"), [1], [], "restart after 'finetune'"),
+        (tiny("pruning.levels=0"), None, [], "has the dense level 0 alone, not 1"),
     ):
         with pytest.raises(TicketlabError, match=message):
             list(controls_of(recipe, levels, names, machine))

@@ -61,7 +61,7 @@ def controls_of(
         for name in names:
             controls.find(name)
         check_restarts(plan.recipe, plan.name)
-        check_levels(plan, levels or (), 1)
+        check_levels(plan, levels or (1,), 1)
 
     store = yield from trunk_run(trunk, check, machine, should_stop)
     yield from control_run(store, levels, names, machine, should_stop)
@@ -87,11 +87,12 @@ def control_run(
         controls.find(name)
     plan = run_plan(store, machine.places)
     check_restarts(plan.recipe, plan.name)
+    tickets = _tickets(store, levels or [])
     if levels is None:
-        levels = [winning_level(store, plan.steps)]
-        yield Notice(f"{store.name}, level {levels[0]}: the sparsest ticket as good as the dense network on validation "
-                     "data, else the best")  # fmt: skip
-    replicates = {level: finished_replicates(store, level) for level in _tickets(store, levels)}
+        tickets = _tickets(store, [winning_level(store, plan.steps)])
+        why = "the sparsest ticket as good as the dense network on validation data, else the best"
+        yield Notice(f"{store.name}, level {tickets[0]}: {why}")
+    replicates = {level: finished_replicates(store, level) for level in tickets}
     with told(store), store.lock():
         yield from run_branches(store, _missing(store, chosen, replicates), train_control, machine, should_stop)
         records = [_keep(store, level, found, plan.steps) for level, found in replicates.items()]
@@ -106,7 +107,9 @@ def _tickets(store: RunStore, levels: Sequence[int]) -> list[int]:
     """The levels that are asked for, or all of the run; raises RunError where the dense network is among them."""
     deepest = max((len(store.levels(number)) for number in store.replicates()), default=0)
     found = sorted(set(levels)) or list(range(1, deepest))
-    if not found or 0 in found:
+    if deepest <= 1:
+        raise RunError(f"{store.path}: has no ticket; run its recipe with -s pruning.levels=1 or more")
+    if 0 in found:
         raise RunError(f"{store.path}: level 0 is the dense network, which has no controls; name a ticket with --level")
     return found
 

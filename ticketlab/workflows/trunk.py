@@ -101,7 +101,8 @@ def trunk_run(
 def check_levels(plan: Plan, levels: Iterable[int], first: int) -> None:
     """Raise RunError for levels that a recipe's runs do not have, or that lie before the first in question."""
     if wrong := [level for level in levels if not first <= level <= plan.levels]:
-        raise RunError(f"{plan.name}: has levels {first} to {plan.levels}, not {wrong[0]}")
+        has = f"has levels {first} to {plan.levels}" if plan.levels else "has the dense level 0 alone"
+        raise RunError(f"{plan.name}: {has}, not {wrong[0]}")
 
 
 def train_sample(plan: Plan) -> Examples:
