@@ -21,7 +21,7 @@ def test_all_mistakes_come_at_once_each_with_its_place(write_recipe):
         "  steps: 4000\n"
         "  lrr: 1e-3\n"
         "  lr: on\n"
-        "pruning: {rate: 1.2, levels: 0, rewnd: 0it}\n"
+        "pruning: {rate: 1.2, levels: -1, rewnd: 0it}\n"
     )
     found = error_of(path)
     known = "imp, oneshot, early_bird, sign_flip, gradual, transfer"
@@ -31,8 +31,8 @@ def test_all_mistakes_come_at_once_each_with_its_place(write_recipe):
     assert found[3] == "@6:3: train.lrr: unknown key; did you mean 'lr'?"
     assert found[4:] == [
         "@8:11: pruning.rate: Input should be less than 1 (got 1.2)",
-        "@8:22: pruning.levels: Input should be greater than or equal to 1 (got 0)",
-        "@8:33: pruning.rewnd: unknown key; did you mean 'rewind'?",
+        "@8:22: pruning.levels: Input should be greater than or equal to 0 (got -1)",
+        "@8:34: pruning.rewnd: unknown key; did you mean 'rewind'?",
     ]
 
 

@@ -225,7 +225,9 @@ def _explain(detail: dict[str, Any]) -> Problem:
         "missing": "required key is missing",
         "too_short": "give at least one",
         "tuple_type": f"write a list, such as [{value}]",
-        **dict.fromkeys(("sgd_only", "nesterov", "grid", "one_place", "claim_pair", "claim_bound"), message),
+        **dict.fromkeys(
+            ("sgd_only", "nesterov", "grid", "one_place", "claim_pair", "claim_bound", "claim_order"), message
+        ),
     }
     if kind in plain:
         return key, plain[kind]

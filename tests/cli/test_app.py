@@ -130,7 +130,7 @@ def test_a_dry_run_tells_of_a_stand_in_too(ticketlab, write_recipe):
     ("arguments", "message"),
     [
         (["--set", "pruning.rate=1.2"], "--set pruning.rate=1.2: pruning.rate: Input should be less than 1"),
-        (["--set", "pruning.levels=0"], "pruning.levels: Input should be greater than or equal to 1"),
+        (["--set", "pruning.levels=-1"], "pruning.levels: Input should be greater than or equal to 0"),
         (["--set", "pruning.rewind=31it"], "step 31 is not before the end of training at step 30"),
         (["--set", "model.name=lenet_300_10"], "did you mean 'lenet_300_100'?"),
         (["--set", "data={name: digit}"], "--set data={name: digit}: data.name: unknown data set 'digit'"),

@@ -167,4 +167,5 @@ def test_figures_are_told_in_their_own_units():
     found = {"mean": 0.005, "low": 0.003, "high": 0.007, "n": 5}
     assert _measured({**points, "measured": found}) == "0.50 points ± 0.20 points"
     assert _measured({**points, "measured": {**found, "high": None}}) == "0.50 points"
-    assert _measured({**points, "measured": None}) == "nothing"
+    assert _measured({**points, "measured": None, "problem": None}) == "nothing"
+    assert _measured({**points, "measured": None, "problem": "with seed 0 …"}) == "with seed 0 …"

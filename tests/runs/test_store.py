@@ -73,7 +73,7 @@ def test_runs_are_found_by_name_prefix_and_path(runs):
     assert find_run(runs, "conv").name == "conv-cccccc"
     assert find_run(runs, "lenet-aaaaaa").name == "lenet-aaaaaa"
     assert find_run(runs, str(runs / "lenet-bbbbbb")).name == "lenet-bbbbbb"
-    with pytest.raises(RunError, match="fits several runs: lenet-aaaaaa, lenet-bbbbbb"):
+    with pytest.raises(RunError, match="fits several runs, name one: lenet-aaaaaa, lenet-bbbbbb"):
         find_run(runs, "lenet")
     with pytest.raises(RunError, match="did you mean 'conv-cccccc'"):
         find_run(runs, "konv-cccccc")
@@ -82,7 +82,7 @@ def test_runs_are_found_by_name_prefix_and_path(runs):
 def test_a_recipes_name_means_its_run_though_others_begin_so(runs):
     RunStore(runs / "conv_paper-dddddd").write_manifest({})
     assert find_run(runs, "conv").name == "conv-cccccc"
-    with pytest.raises(RunError, match="fits several runs: conv-cccccc, conv_paper-dddddd"):
+    with pytest.raises(RunError, match="fits several runs, name one: conv-cccccc, conv_paper-dddddd"):
         find_run(runs, "con")
 
 

@@ -129,10 +129,12 @@ def test_a_choice_is_kept_by_its_run_and_not_made_twice(tiny, machine, timed):
 
 def test_the_expected_interval_comes_from_earlier_replicates(tiny, machine, places):
     plan = make_plan(*load_data(tiny("replicates=2"), places))
-    value, source = seed_deviation(plan, machine.runs)
+    value, source = seed_deviation(plan, 30, machine.runs)
     assert value == budget.DEVIATION and "no run of this recipe" in source
     list(prune_run(tiny("replicates=2", "pruning.levels=1"), machine))
-    value, source = seed_deviation(plan, machine.runs)
+    for steps in (14, 61):  # runs of half to twice that length count
+        assert seed_deviation(plan, steps, machine.runs)[0] == budget.DEVIATION
+    value, source = seed_deviation(plan, 15, machine.runs)
     (path,) = machine.runs.iterdir()
     found = [[RunStore(path).read_level(number, level).test_accuracy for number in (1, 2)] for level in (0, 1)]
     # two values differ by √2 standard deviations; variances of two levels are averaged

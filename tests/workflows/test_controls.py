@@ -214,6 +214,8 @@ def test_a_recipe_is_run_first(tiny, places, tmp_path):
     *_, record = controls_of(tiny(), [1], ["reinit"], machine)
     (store,) = [RunStore(path) for path in machine.runs.iterdir()]
     assert record == finish(store, machine, "reinit", level=1)
+    # what is finished is neither run nor told again
+    assert list(controls_of(tiny(), [1], ["reinit"], machine)) == [record]
 
 
 def test_what_cannot_be_is_told_before_a_recipe_is_run(tiny, places, tmp_path):

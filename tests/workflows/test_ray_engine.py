@@ -167,6 +167,8 @@ def test_what_ray_cannot_do_is_said_before_anything_starts(tiny, places, tmp_pat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     for engine, device, message in [
         (Engine("processes", "auto"), "cpu", "--address belongs to --engine ray"),
+        (Engine("ray", "127.0.0.1:1"), "cpu", "no Ray cluster answers there"),
+        (Engine("ray", "127.0.0.1"), "cpu", "name the cluster's head as HOST:6379, or auto"),
         (Engine("ray", "ray://head:10001"), "cpu", "name its head as HOST:6379"),
         (Engine("ray"), "cuda", "on Ray, training is on CPUs"),
     ]:

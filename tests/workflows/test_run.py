@@ -9,6 +9,7 @@ from support import equal, states, untimed
 from worker_bodies import count, die_always, die_once, fail_second, never_ends
 
 from ticketlab.errors import FailedRun, Interrupted, RunError, TicketlabError
+from ticketlab.recipe_file import read_recipe
 from ticketlab.report import run_levels, run_report
 from ticketlab.runs.store import Level
 from ticketlab.workflows.run import Machine, Started, choose_device, prune_run
@@ -80,6 +81,13 @@ def test_a_stand_in_is_told_first_and_recorded(tiny, machine):
     assert isinstance(events[0], Notice) and "STAND-IN DATA: 'digits' instead of 'mnist'" in events[0].text
     manifest = store.read_manifest()
     assert (manifest["data"], manifest["stand_in_for"]) == ("digits", "mnist")
+
+
+def test_asking_for_less_forgets_nothing_of_a_run(tiny, machine):
+    store, _ = finish(tiny("replicates=2"), machine)
+    finish(tiny("pruning.levels=0"), machine)
+    kept = read_recipe(store.path / "recipe.yaml").recipe
+    assert (kept.pruning.levels, kept.replicates) == (2, 2)
 
 
 def test_a_damaged_checkpoint_stops_the_run_before_it_starts(tiny, machine):

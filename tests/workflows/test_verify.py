@@ -273,6 +273,7 @@ def test_what_is_no_network_of_the_run_is_told_before_anything_starts(claiming, 
             "that: ticket, others: {x: [seed=5]}",
             r"others\.x: is not in the claim's expression",
         ),
+        ("others: {tuned:", "others: {reinit: [], tuned:", r"others\.reinit: is what something else is called"),
         ("that: ticket - reinit", "that: supermask.flipout.init", "needs sign flips, which it does not count"),
         ("data: {", "method: gradual\ndata: {", "no ticket restarts"),
     ):

@@ -11,9 +11,17 @@ from ticketlab.report import Estimate
 from ticketlab.workflows.verify import failed
 
 STABILITY_COLUMNS = (
-    "level", "density\n%", "step", "% of\ntraining", "barrier, points\nvalidation", "\ntrain", "n", "",
-    "error of the ends, %\nvalidation", "\ntrain", "\ntest", "L2\ndistance",
-)  # fmt: skip
+    "level",
+    "density\n%",
+    "step",
+    "barrier\npoints",
+    "n",
+    "verdict",
+    "barrier,\ntrain",
+    "error\n%",
+    "test\n%",
+    "L2",
+)
 
 
 def controls(record: Mapping[str, Any], json: bool) -> None:
@@ -139,7 +147,10 @@ def stability(record: Mapping[str, Any], json: bool) -> None:
         result(dict(record))
         return
     where = f"{record['run']}{_stand_in(record)}"
-    title = f"{where}: error on the line between copies ± 95 % t interval; stable: less than 2 points"
+    title = (
+        f"{where}: barriers, how far the error on the line between copies rises above their own (validation, ± 95 % t "
+        "interval; stable: less than 2 points), and the copies' error"
+    )
     table = new_table(title, STABILITY_COLUMNS)
     for row in record["rows"]:
         barrier, error = (
@@ -149,12 +160,11 @@ def stability(record: Mapping[str, Any], json: bool) -> None:
             str(row["level"]),
             f"{100 * row['density']:.2f}",
             str(row["step"]),
-            f"{100 * row['share']:.1f}",
             with_interval(barrier["validation"], ".2f"),
-            with_interval(barrier["train"], ".2f"),
             str(barrier["validation"].n),
             row["verdict"] + ("?" if row["is_clear"] is False else ""),
-            *(f"{100 * error[split].mean:.2f}" for split in ("validation", "train", "test")),
+            f"{100 * barrier['train'].mean:.2f}",
+            *(f"{100 * error[split].mean:.2f}" for split in ("validation", "test")),
             f"{row['distance']['mean']:.3g}",
         )
     show(table)

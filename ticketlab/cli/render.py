@@ -411,12 +411,16 @@ def runs(stores: Sequence[RunStore], json: bool) -> None:
     if json:
         result({"runs": rows})
         return
-    table = new_table("runs", ["run", "method", "state", "data", "replicates", "levels", "updated"])
+    table = new_table("runs", ["run", "method", "state", "data", "n", "levels", "updated"])
     for row in rows:
         data = f"{row['data']} (stand-in)" if row["stand_in_for"] else str(row["data"])
-        others = (str(row[name]) for name in ("replicates", "levels", "updated"))
-        table.add_row(Path(str(row["run"])).name, str(row["method"]), str(row["state"]), data, *others)
+        name = Path(str(row["run"])).name + (" *" if row["derived_from"] else "")
+        updated = str(row["updated"] or "")[:16].replace("T", " ")
+        counts = (str(row["replicates"]), str(row["levels"]))
+        table.add_row(name, str(row["method"]), str(row["state"]), data, *counts, updated)
     show(table)
+    if any(row["derived_from"] for row in rows):
+        note("*: made to answer a question about another run; no prefix, and no missing name, means it")
 
 
 def _run_row(store: RunStore) -> dict[str, object]:
@@ -436,6 +440,7 @@ def _run_row(store: RunStore) -> dict[str, object]:
         "state": known,
         "data": manifest.get("data"),
         "stand_in_for": manifest.get("stand_in_for"),
+        "derived_from": manifest.get("derived_from"),
         "replicates": len(done),
         "levels": min(done, default=0),
         "updated": manifest.get("updated"),
@@ -473,7 +478,9 @@ def new_table(title: str, columns: Sequence[str]) -> Table:
         title=title, box=box.SIMPLE_HEAD, title_justify="left", show_edge=False, pad_edge=False, collapse_padding=True
     )
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if not index else "right" if "%" in column else "left")
+        # a name or a verdict that is cut says nothing
+        is_whole = column in ("run", "verdict", "state", "updated")
+        table.add_column(column, justify="right" if index and "%" in column else "left", no_wrap=is_whole)
     return table
 
 

@@ -23,6 +23,7 @@ from ticketlab.cli.options import (
     Workers,
     places_of,
 )
+from ticketlab.errors import TicketlabError
 
 app = typer.Typer()
 
@@ -106,6 +107,8 @@ def supermask(
 
         learning = ask_learning(learn, weights, density, rescale, steps, lr)
         names = branches.names(criterion)
+        if learning and names:
+            raise TicketlabError("--criterion draws masks of the trained network, --learn trains one: give one of them")
         store = branches.run(run, runs, quiet)
         machine = Machine(runs, places_of(data), device, workers, threads)
         events = supermask_run(store, names, learning, machine, should_stop)

@@ -380,7 +380,7 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
     if len(found) == 1:
         return found[0]
     if found:
-        raise RunError(f"'{name}' fits several runs: {', '.join(run.name for run in found)}")
+        raise RunError(f"'{name}' fits several runs, name one: {', '.join(run.name for run in found)}")
     raise _no_run(root, name, runs)
 
 

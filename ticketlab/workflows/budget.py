@@ -222,13 +222,16 @@ def _why(plan: Plan, choice: Choice) -> Iterator[str]:
 
 def _expected(plan: Plan, choice: Choice, spent: float, asked: str, runs: Path) -> Iterator[str]:
     yield f"expected: {spent:.0f} s until now and {choice.seconds:.0f} s of training, of {asked}"
-    between, source = seed_deviation(plan, runs)
+    between, source = seed_deviation(plan, choice.steps, runs)
     half = 100 * half_width(between, choice.replicates)
     yield f"expected 95 % interval of test accuracy: ± {half:.2f} points, from {100 * between:.2f} points {source}"
 
 
-def seed_deviation(plan: Plan, runs: Path) -> tuple[float, str]:
-    """Standard deviation of test accuracy between seeds, and where it comes from: the run with most replicates."""
+def seed_deviation(plan: Plan, steps: int, runs: Path) -> tuple[float, str]:
+    """Standard deviation of test accuracy between seeds, and where it comes from.
+
+    That is the run of the recipe with most replicates, of those that train for half to twice as many steps.
+    """
     found = []
     for run in list_runs(runs):
         try:
@@ -237,9 +240,17 @@ def seed_deviation(plan: Plan, runs: Path) -> tuple[float, str]:
             continue
         same = (manifest.get("recipe"), manifest.get("method"), manifest.get("data"))
         between = deviation(levels)
-        if same == (plan.file.path.stem, plan.recipe.method, plan.data.dataset.name) and between is not None:
+        is_alike = bool(levels) and steps <= 2 * levels[0].steps <= 4 * steps
+        if (
+            is_alike
+            and same == (plan.file.path.stem, plan.recipe.method, plan.data.dataset.name)
+            and between is not None
+        ):
             found.append((len(run.replicates()), between, run.name))
     if not found:
-        return DEVIATION, "between seeds, as LeNet-300-100 on MNIST has them: no run of this recipe is here yet"
+        return (
+            DEVIATION,
+            "between seeds, as LeNet-300-100 on MNIST has them: no run of this recipe, about as long, is here yet",
+        )
     count, between, name = max(found)
     return between, f"between the {count} replicates of {name}"

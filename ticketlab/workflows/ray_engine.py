@@ -7,6 +7,7 @@ import os
 import platform
 import secrets
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ LOOK = 0.2
 """Seconds between looks for messages and for a wish to stop."""
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """Nothing is reported to anybody; workers are as urgent as those of the local engine; GPUs are left as they are."""
+ANSWER_SECONDS = 5
+"""A cluster's head that has not answered by then is not there."""
 STORE = 80_000_000
 """Bytes of a local cluster's object store: messages are small, and Ray takes no less."""
 
@@ -48,6 +51,19 @@ def check_ray(address: str | None, device: str) -> None:
         )
     if device not in ("auto", "cpu"):
         raise TicketlabError(f"--device {device}: on Ray, training is on CPUs; leave --device out")
+    if address not in (None, "auto"):
+        _check_answers(address)
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself tries for minutes, and listens to no signal meanwhile."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise TicketlabError(f"--address {address}: name the cluster's head as HOST:6379, or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise TicketlabError(f"--address {address}: no Ray cluster answers there ({error})") from error
 
 
 def run_on_ray(
@@ -75,7 +91,7 @@ def run_on_ray(
                     running.append(Task(job, remote.remote(body, job, flag, str(Path.cwd()), seen)))
                 ready = _wait(ray, running)
                 if should_stop():
-                    raise Interrupted("stopped; the state is saved")
+                    raise Interrupted("stopped; the state is saved, and the same command goes on")
                 for task in ready:
                     try:
                         yield _message(ray, task)

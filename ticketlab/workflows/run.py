@@ -17,7 +17,7 @@ import torch
 from ticketlab.data.files import Places
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 from ticketlab.recipe import Recipe
-from ticketlab.recipe_file import RecipeFile, recipe_yaml
+from ticketlab.recipe_file import RecipeFile, read_recipe, recipe_yaml
 from ticketlab.report import run_levels, summarise
 from ticketlab.runs.manifest import check_same, environment, now
 from ticketlab.runs.store import RunStore
@@ -202,6 +202,8 @@ def check_run(store: RunStore, facts: Mapping[str, Any]) -> list[str]:
 def begin_run(store: RunStore, recipe: Recipe, facts: Mapping[str, Any]) -> None:
     """Write recipe and manifest of a run that starts, or goes on, now."""
     before = store.read_manifest()
+    if before:
+        recipe = _grown(recipe, read_recipe(store.path / "recipe.yaml").recipe)
     # a run that the user asked for stays one when another command takes it up
     derived = facts["derived_from"] if not before or before.get("derived_from") else None
     seeds = [recipe.seed + index for index in range(recipe.replicates)]
@@ -210,6 +212,14 @@ def begin_run(store: RunStore, recipe: Recipe, facts: Mapping[str, Any]) -> None
     store.write_recipe(recipe_yaml(recipe))
     own = {"derived_from": derived, **({"budgets": budgets} if budgets else {}), "seeds": seeds}
     store.write_manifest({**facts, **own, **times})
+
+
+def _grown(recipe: Recipe, kept: Recipe) -> Recipe:
+    """A recipe with as many levels and replicates as the run has been asked for before."""
+    levels = max(recipe.pruning.levels, kept.pruning.levels)
+    pruning = recipe.pruning.model_copy(update={"levels": levels})
+    replicates = max(recipe.replicates, kept.replicates)
+    return recipe.model_copy(update={"pruning": pruning, "replicates": replicates})
 
 
 def _source_facts(source: TicketSource) -> dict[str, Any]:

@@ -78,7 +78,10 @@ def run_plan(store: RunStore, places: Places, overrides: Sequence[str] = ()) -> 
 
 
 def pruned(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool]) -> Generator[Event, None, RunStore]:
-    """Prune as a recipe says, or take up what is there; a generator that returns the run."""
+    """Prune as a recipe says, or take up what is there; a generator that returns the run, at once if it is finished."""
+    plan = plan_on(file, machine)
+    if _is_finished(plan, kept := RunStore(machine.runs / plan.name)):
+        return kept
     store: RunStore | None = None
     for event in prune_run(file, machine, should_stop):
         if isinstance(event, Started):
@@ -86,6 +89,14 @@ def pruned(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool]) 
         yield event
     assert store is not None
     return store
+
+
+def _is_finished(plan: Plan, store: RunStore) -> bool:
+    """Whether a run has every level of every replicate, and these claims."""
+    replicates = range(1, plan.recipe.replicates + 1)
+    if not all(store.has_level(number, level) for number in replicates for level in range(plan.levels + 1)):
+        return False
+    return read_recipe(store.path / "recipe.yaml").recipe.claims == plan.recipe.claims
 
 
 def trunk_run(

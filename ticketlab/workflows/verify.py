@@ -47,7 +47,7 @@ class Claim:
     @property
     def controls(self) -> list[str]:
         """Terms that are controls of the level."""
-        return [name for name in self.terms if name in controls and name not in self.section.others]
+        return [name for name in self.terms if name in controls]
 
     def place(self, term: str) -> tuple[tuple[str, ...], int]:
         """Overrides of the run, and the level in it, of a term that is no control."""
@@ -151,6 +151,8 @@ def find_claims(file: RecipeFile, planned: Callable[[RecipeFile], Plan]) -> list
         levels: dict[str, int] = {}
         for name, overrides in section.others.items():
             try:
+                if name in (*OWN, *controls, SUPERMASK):
+                    raise RecipeError("is what something else is called already; choose another name")
                 if name not in names:
                     raise RecipeError(f"is not in the claim's expression: {section.that}")
                 levels[name] = _level_of_other(plan, planned(override(file, overrides)), section)
@@ -178,7 +180,7 @@ def _wrong_names(section: ClaimSection, names: Sequence[str]) -> Iterator[str]:
             yield f"unknown name '{name}'{near}"
         elif _supermask(name) and section.metric != "test_accuracy":
             yield f"'{name}' has no {section.metric}; a network that is not trained has metric test_accuracy alone"
-        elif name in controls and name not in section.others and section.metric == BARRIER:
+        elif name in controls and section.metric == BARRIER:
             yield f"'{name}' has no barrier; ticket and dense have one, and those of others"
 
 
@@ -198,7 +200,7 @@ def _wrong_place(claim: Claim, plan: Plan) -> Iterator[str]:
     """Why a claim's networks are not to be had at its level, or in its run."""
     if claim.controls and claim.level == 0:
         yield f"level 0 is the dense network, which has no {claim.controls[0]}; name a ticket's level"
-    if "dense" in claim.terms and plan.early_bird and "dense" not in claim.section.others:
+    if "dense" in claim.terms and plan.early_bird:
         yield "the dense network of an early-bird run stops with its last draw; it is no measure"
     try:
         if claim.controls or claim.section.metric == BARRIER:

@@ -93,7 +93,7 @@ def run_processes(
                 running.append(_start(body, waiting.pop(0)))
             wait([worker.messages for worker in running], timeout=0.2)
             if should_stop():
-                raise Interrupted("stopped; the state is saved")
+                raise Interrupted("stopped; the state is saved, and the same command goes on")
             for worker in running:
                 yield from _messages(worker)
             for worker in [worker for worker in running if worker.is_done]:
