@@ -59,7 +59,7 @@ def test_every_recipe_becomes_a_plan(path):
         return
     counts = [sum(plan.keeps(level)) for level in range(plan.levels + 1)]
     assert counts[0] == sum(plan.judged.values())
-    count = len(file.recipe.early_bird.densities) if plan.early_bird else plan.levels
+    count = len(file.recipe.early_bird.densities) if plan.early_bird else max(plan.levels, 1)
     assert all(counts[1 + n * count :][:count] == counts[1 : 1 + count] for n in range(plan.levels // count))
     ladder = counts[: 1 + count]
     assert ladder == sorted(ladder, reverse=True) and len(set(ladder)) == len(ladder)
