@@ -233,19 +233,15 @@ def seed_deviation(plan: Plan, steps: int, runs: Path) -> tuple[float, str]:
     That is the run of the recipe with most replicates, of those that train for half to twice as many steps.
     """
     found = []
+    wanted = (plan.file.path.stem, plan.recipe.method, plan.data.dataset.name)
     for run in list_runs(runs):
         try:
             manifest, levels = run.read_manifest(), run_levels(run)
         except RunError:
             continue
-        same = (manifest.get("recipe"), manifest.get("method"), manifest.get("data"))
+        made = (manifest.get("recipe"), manifest.get("method"), manifest.get("data"))
         between = deviation(levels)
-        is_alike = bool(levels) and steps <= 2 * levels[0].steps <= 4 * steps
-        if (
-            is_alike
-            and same == (plan.file.path.stem, plan.recipe.method, plan.data.dataset.name)
-            and between is not None
-        ):
+        if made == wanted and between is not None and steps <= 2 * levels[0].steps <= 4 * steps:
             found.append((len(run.replicates()), between, run.name))
     if not found:
         return (

@@ -84,12 +84,12 @@ class Plan:
     @property
     def name(self) -> str:
         """Name of the run directory."""
-        return f"{self.file.path.stem}-{self.hash}"
+        return run_name(self.file)
 
     @property
     def hash(self) -> str:
         """Hash of what decides the results."""
-        return recipe_hash(self.recipe, user_files(self.file))
+        return run_hash(self.file)
 
     @property
     def levels(self) -> int:
@@ -164,6 +164,16 @@ def _stuck_at(pools: Sequence[Pool], sizes: Mapping[str, int], levels: int) -> i
             return level
         before = keeps
     return levels + 1
+
+
+def run_name(file: RecipeFile) -> str:
+    """Name of the run directory of a recipe that names the data in use."""
+    return f"{file.path.stem}-{run_hash(file)}"
+
+
+def run_hash(file: RecipeFile) -> str:
+    """Hash of what decides the results of a recipe that names the data in use."""
+    return recipe_hash(file.recipe, user_files(file))
 
 
 def user_files(file: RecipeFile) -> dict[str, str]:

@@ -85,7 +85,7 @@ METHODS = {
 
 
 def prune_run(
-    file: RecipeFile,
+    asked: RecipeFile | Plan,
     machine: Machine,
     should_stop: Callable[[], bool] = lambda: False,
     budgets: Mapping[str, Any] | None = None,
@@ -95,10 +95,11 @@ def prune_run(
     What is finished already is read, not computed. Raises Interrupted after saving when asked to stop.
 
     Args:
+        asked: A recipe, or its plan on this machine.
         budgets: For the manifest, where a budget chose the recipe.
     """
     device = machine.chosen_device()
-    plan = plan_on(file, machine)
+    plan = asked if isinstance(asked, Plan) else plan_on(asked, machine)
     if plan.data.stand_in_for is not None:
         yield Notice(stand_in_notice(plan))
     store = RunStore(machine.runs / plan.name)

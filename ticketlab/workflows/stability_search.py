@@ -11,8 +11,8 @@ from ticketlab.pruning.connectivity import STABLE_BELOW, bracket, next_probe
 from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.store import RunStore
 from ticketlab.steps import Duration
-from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.run import Event, Machine, told
+from ticketlab.workflows.plan import Plan, run_name
+from ticketlab.workflows.run import Event, Machine, plan_on, told
 from ticketlab.workflows.stability import BranchPoint, Interpolation, analyse, branch_point_row
 from ticketlab.workflows.ticket_source import check_restarts
 from ticketlab.workflows.train_level import Notice
@@ -23,6 +23,7 @@ from ticketlab.workflows.trunk import (
     data_facts,
     finished_replicates,
     pruned,
+    run_file,
     run_plan,
     trunk_run,
     write_figures,
@@ -72,18 +73,17 @@ class RunAnalysis:
         replicates = tuple(finished_replicates(self.store, level))
         if level == 0 or step == self.plan.rewind:
             return BranchPoint(self.store, level, step, replicates)
-        return BranchPoint(RunStore(self.store.path.parent / self.rewound(level, step).name), level, step, replicates)
+        name = run_name(self.rewound(level, step))
+        return BranchPoint(RunStore(self.store.path.parent / name), level, step, replicates)
 
-    def rewound(self, level: int, step: int) -> Plan:
-        """The plan of the same run with another rewind step, as deep as a level; deeper, where there is one already."""
+    def rewound(self, level: int, step: int) -> RecipeFile:
+        """The recipe of the run with another rewind step, as deep as a level; deeper, where there is one already."""
         replicates = max(finished_replicates(self.store, level))
         overrides = [f"pruning.rewind={step}it", f"replicates={replicates}", "claims=[]"]
-        plan = run_plan(self.store, self.machine.places, [*overrides, f"pruning.levels={level}"])
-        kept = self.store.path.parent / plan.name / "recipe.yaml"
+        file = run_file(self.store, [*overrides, f"pruning.levels={level}"])
+        kept = self.store.path.parent / run_name(file) / "recipe.yaml"
         deepest = read_recipe(kept).recipe.pruning.levels if kept.exists() else 0
-        if deepest <= level:
-            return plan
-        return run_plan(self.store, self.machine.places, [*overrides, f"pruning.levels={deepest}"])
+        return file if deepest <= level else run_file(self.store, [*overrides, f"pruning.levels={deepest}"])
 
 
 def stability_of(
@@ -174,8 +174,8 @@ def _look(run: RunAnalysis, points: Sequence[BranchPoint]) -> Events:
         )
     for point in missing.values():
         machine = replace(run.machine, runs=run.store.path.parent)
-        file = replace(run.rewound(point.level, point.step).file, derived_from=run.store.name)
-        yield from pruned(file, machine, run.should_stop)
+        file = replace(run.rewound(point.level, point.step), derived_from=run.store.name)
+        yield from pruned(plan_on(file, machine), machine, run.should_stop)
     for path in dict.fromkeys(point.store.path for point in points):
         own = [point for point in points if point.store.path == path]
         yield from analyse(own, run.analysis.interpolation, run.machine, run.should_stop)

@@ -20,7 +20,7 @@ from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.plan import Plan, load_data, make_plan
-from ticketlab.workflows.run import Event, Machine, Started, death_notice, plan_on, prune_run, told
+from ticketlab.workflows.run import Event, Machine, death_notice, plan_on, prune_run, told
 from ticketlab.workflows.train_level import Notice, Settings
 from ticketlab.workflows.workers import Died, run_jobs
 
@@ -77,17 +77,11 @@ def run_plan(store: RunStore, places: Places, overrides: Sequence[str] = ()) -> 
     return make_plan(*load_data(run_file(store, overrides), places))
 
 
-def pruned(file: RecipeFile, machine: Machine, should_stop: Callable[[], bool]) -> Generator[Event, None, RunStore]:
-    """Prune as a recipe says, or take up what is there; a generator that returns the run, at once if it is finished."""
-    plan = plan_on(file, machine)
-    if _is_finished(plan, kept := RunStore(machine.runs / plan.name)):
-        return kept
-    store: RunStore | None = None
-    for event in prune_run(file, machine, should_stop):
-        if isinstance(event, Started):
-            store = event.store
-        yield event
-    assert store is not None
+def pruned(plan: Plan, machine: Machine, should_stop: Callable[[], bool]) -> Generator[Event, None, RunStore]:
+    """Prune as planned, or take up what is there; a generator that returns the run, at once if it is finished."""
+    store = RunStore(machine.runs / plan.name)
+    if not _is_finished(plan, store):
+        yield from prune_run(plan, machine, should_stop)
     return store
 
 
@@ -105,8 +99,9 @@ def trunk_run(
     """The run in question; a recipe is run first, if `check` has nothing against its plan."""
     if isinstance(trunk, RunStore):
         return trunk
-    check(plan_on(trunk, machine))
-    return (yield from pruned(trunk, machine, should_stop))
+    plan = plan_on(trunk, machine)
+    check(plan)
+    return (yield from pruned(plan, machine, should_stop))
 
 
 def check_levels(plan: Plan, levels: Iterable[int], first: int) -> None:

@@ -24,7 +24,7 @@ from ticketlab.workflows.stability import BranchPoint, Interpolation, barriers_b
 from ticketlab.workflows.stability_search import Analysis, stability_run
 from ticketlab.workflows.supermask import NO_MASK, check_supermasks, supermask_run, untrained_accuracy
 from ticketlab.workflows.ticket_source import check_restarts
-from ticketlab.workflows.trunk import Branched, data_facts, pruned, run_plan
+from ticketlab.workflows.trunk import Branched, data_facts, pruned
 
 RESULT = "claims.json"
 BARRIER = "barrier"
@@ -80,19 +80,22 @@ def verify_run(
 
     Raises RecipeError for claims that cannot be measured, RunError where nothing is there to judge.
     """
-    claims = find_claims(file, partial(plan_on, machine=machine, load=load_once()))
+    planned = partial(plan_on, machine=machine, load=load_once())
+    claims = find_claims(file, planned)
     seeds = max(file.recipe.replicates, *(claim.section.seeds for claim in claims))
     variants = dict.fromkeys(((), *(which for claim in claims for which in claim.section.others.values())))
+    plans: dict[tuple[str, ...], Plan] = {}
     stores: dict[tuple[str, ...], RunStore] = {}
     for which in variants:
         # the claims are of this recipe's run; another one, newer than it, must not be taken for it
         wanted = override(file, [*which, f"replicates={seeds}", *(["claims=[]"] if which else [])])
         if which:
             wanted = replace(wanted, derived_from=stores[()].name)
+        plans[which] = planned(wanted)
         if may_train:
-            stores[which] = yield from pruned(wanted, machine, should_stop)
+            stores[which] = yield from pruned(plans[which], machine, should_stop)
         else:
-            stores[which] = _existing(wanted, machine)
+            stores[which] = _existing(plans[which], machine)
     if may_train:
         yield from _beside(claims, stores, machine, should_stop)
     own = stores[()]
@@ -101,7 +104,7 @@ def verify_run(
             "run": str(own.path),
             "recipe": file.path.stem,
             **data_facts(own),
-            "claims": [_judged(claim, partial(_values, stores, machine, claim)) for claim in claims],
+            "claims": [_judged(claim, partial(_values, plans, stores, claim)) for claim in claims],
         }
         own.write_result(RESULT, record)
     yield record
@@ -221,22 +224,24 @@ def _levels(plan: Plan) -> str:
     return ", ".join(f"{level} ({density:.4g})" for level, density in enumerate(plan.densities))
 
 
-def _existing(file: RecipeFile, machine: Machine) -> RunStore:
-    store = RunStore(machine.runs / plan_on(file, machine).name)
+def _existing(plan: Plan, machine: Machine) -> RunStore:
+    store = RunStore(machine.runs / plan.name)
     if not store.replicates():
         raise RunError(f"{store.path}: there is no such run yet; leave --measured out and it is made")
     return store
 
 
-def _values(stores: Mapping[tuple[str, ...], RunStore], machine: Machine, claim: Claim, term: str) -> Values:
+def _values(
+    plans: Mapping[tuple[str, ...], Plan], stores: Mapping[tuple[str, ...], RunStore], claim: Claim, term: str
+) -> Values:
     """What a term was measured as, by seed."""
     if mask := _supermask(term):
         return untrained_accuracy(stores[()], *mask)
     which, level = claim.place(term)
     store = stores[which]
     if claim.section.metric == BARRIER:
-        rewind = run_plan(store, machine.places).rewind
-        return barriers_by_seed(BranchPoint(store, level, rewind, tuple(store.replicates())), Interpolation())
+        point = BranchPoint(store, level, plans[which].rewind, tuple(store.replicates()))
+        return barriers_by_seed(point, Interpolation())
     folder = store.part(f"{control_folder(level)}/{term}") if term in claim.controls else store
     found = [folder.read_level(number, level) for number in store.replicates() if folder.has_level(number, level)]
     return {one.seed: float(getattr(one, claim.section.metric)) for one in found}
