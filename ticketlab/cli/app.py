@@ -1,4 +1,4 @@
-"""The commands, one short function each: the tool's table of contents."""
+"""The tool's table of contents: its commands, one short function each; groups of them have modules of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ticketlab.cli import client, render, science
+from ticketlab.cli import client, machine, recipes, render, runs, science
 from ticketlab.cli.options import (
     Address,
     DataRoot,
@@ -17,6 +17,7 @@ from ticketlab.cli.options import (
     Json,
     Overrides,
     Quiet,
+    RecipePath,
     RunName,
     RunsRoot,
     Threads,
@@ -36,17 +37,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # rich itself would take [default: …] for markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes_app = typer.Typer(help="What recipes exist; one resolved, checked, or their schema.", no_args_is_help=True)
-runs_app = typer.Typer(help="Finished and unfinished runs.", no_args_is_help=True)
-data_app = typer.Typer(help="Data sets on this machine.", no_args_is_help=True)
-app.add_typer(recipes_app, name="recipes")
-app.add_typer(runs_app, name="runs")
-app.add_typer(data_app, name="data")
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(runs.app, name="runs")
 app.add_typer(client.app, name="client")
 app.add_typer(science.app)
+app.add_typer(machine.app)
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, such as recipes/lenet_mnist.yaml.")]
-RecipesRoot = Annotated[Path, typer.Option("--recipes", help="Folder with recipes.")]
 Level = Annotated[int | None, typer.Option(min=0, help="Level of the run [default: the deepest].")]
 Replicate = Annotated[int, typer.Option(min=1, help="Replicate of the run.")]
 
@@ -88,7 +84,7 @@ def prune(
     Lists of values, as in --set seed=0,1,2, make a sweep: one run for every combination.
     """
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
-        from ticketlab.cli import budgeting, sweeping
+        from ticketlab.cli import budgeting, levels, sweeping
         from ticketlab.cli.progress import follow
         from ticketlab.recipe_file import read_recipe
         from ticketlab.workflows.budget import plan_budget
@@ -116,10 +112,10 @@ def prune(
             plan = plan_on(file, machine)
             if plan.data.stand_in_for is not None:
                 render.note(stand_in_notice(plan))
-            render.plan(plan, runs, json)
+            levels.planned(plan, runs, json)
         else:
-            store, levels = follow(prune_run(file, machine, should_stop, chosen.record() if chosen else None), quiet)
-            render.levels(store, levels, json)
+            store, found = follow(prune_run(file, machine, should_stop, chosen.record() if chosen else None), quiet)
+            levels.levels(store, found, json)
 
 
 @app.command()
@@ -189,7 +185,7 @@ def fuse(
                 "--distil": distil, "--retrain": retrain, "--groups": groups, "--images": images, "--set": overrides,
             }  # fmt: skip
             fusing.only_study(ignored)
-            render.study(fusing.study(run or [], machine, should_stop, quiet), json)
+            fusing.studied(fusing.study(run or [], machine, should_stop, quiet), json)
             return
         request = Request(
             select, combine, fusing.options(option or []), fusing.widths(widths), share, params, macs, latency,
@@ -199,7 +195,7 @@ def fuse(
         request.check()
         given = fusing.elsewhere(weights, model, name, mean, std, run or [], level)
         source = fusing.source(given, run or [], level, replicate, machine, overrides or (), quiet)
-        render.fusion(fusing.follow(fuse_run(source, request, machine, should_stop), quiet), json)
+        fusing.fused(fusing.follow(fuse_run(source, request, machine, should_stop), quiet), json)
 
 
 @app.command()
@@ -352,126 +348,10 @@ def report(
     with render.one_line_errors():
         if not compare:
             raise TicketlabError("say --compare and name two runs or more; one run is shown by: ticketlab runs show")
+        from ticketlab.cli.comparing import compared
         from ticketlab.workflows.report import compare_runs
 
-        render.compared(compare_runs(runs, run or [], against, out or runs / "comparison"), json)
-
-
-@recipes_app.command("ls")
-def recipes_ls(recipes: RecipesRoot = Path("recipes"), json: Json = False) -> None:
-    """List recipes with what each one shows."""
-    with render.one_line_errors():
-        render.recipes(sorted(recipes.glob("**/*.yaml")), recipes, json)
-
-
-@recipes_app.command("show")
-def recipes_show(recipe: RecipePath, overrides: Overrides = None, json: Json = False) -> None:
-    """Print a recipe with every default written out."""
-    with render.one_line_errors():
-        from ticketlab.recipe_file import read_recipe, recipe_yaml
-
-        resolved = read_recipe(recipe, overrides or ()).recipe
-        render.result(resolved.model_dump(mode="json") if json else recipe_yaml(resolved).rstrip())
-
-
-@recipes_app.command("check")
-def recipes_check(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    runs: RunsRoot = Path("runs"),
-    data: DataRoot = None,
-    json: Json = False,
-) -> None:
-    """Check all that can be wrong before training; downloads nothing."""
-    with render.one_line_errors():
-        from ticketlab.recipe_file import read_recipe
-        from ticketlab.workflows.check import check_all
-        from ticketlab.workflows.run import Machine
-
-        with render.problems_as_json(recipe, json):
-            file = read_recipe(recipe, overrides or ())
-            unchecked = check_all(file, Machine(runs, places_of(data, may_download=False)))
-        render.checked(recipe, unchecked, json)
-
-
-@recipes_app.command("schema")
-def recipes_schema() -> None:
-    """Print the JSON schema of recipes, for editors."""
-    from ticketlab.recipe import Recipe
-
-    render.result(Recipe.model_json_schema())
-
-
-@runs_app.command("ls")
-def runs_ls(runs: RunsRoot = Path("runs"), json: Json = False) -> None:
-    """List runs, the newest last."""
-    with render.one_line_errors():
-        from ticketlab.runs.store import list_runs
-
-        render.runs(list_runs(runs), json)
-
-
-@runs_app.command("show")
-def runs_show(run: RunName = None, runs: RunsRoot = Path("runs"), json: Json = False) -> None:
-    """Show the levels of a run."""
-    with render.one_line_errors():
-        from ticketlab.report import run_levels
-        from ticketlab.runs.store import find_run
-
-        found = find_run(runs, run)
-        if found.kind == "prune":
-            render.levels(found, run_levels(found), json)
-        else:
-            render.finished(found, json)
-
-
-@runs_app.command("rm")
-def runs_rm(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Name, path or unique prefix.")],
-    runs: RunsRoot = Path("runs"),
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-) -> None:
-    """Delete a run with everything in it."""
-    with render.one_line_errors():
-        from ticketlab.runs.store import find_run, remove_run
-
-        found = find_run(runs, run)
-        if yes or typer.confirm(f"Delete {found.path}?", err=True):
-            remove_run(found)
-            render.note(f"deleted {found.path}")
-        else:
-            render.note(f"kept {found.path}")
-
-
-@data_app.command("ls")
-def data_ls(data: DataRoot = None, json: Json = False) -> None:
-    """List data sets and where each was found."""
-    with render.one_line_errors():
-        from ticketlab.data.sources import locate_all
-
-        render.data(locate_all(places_of(data)), json)
-
-
-@data_app.command("fetch")
-def data_fetch(
-    name: Annotated[str, typer.Argument(help="mnist, fashion_mnist or cifar10.")], data: DataRoot = None
-) -> None:
-    """Find a data set or download it into the cache, and verify every file."""
-    with render.one_line_errors():
-        from ticketlab.data.sources import load_dataset
-
-        dataset = load_dataset(name, places_of(data))
-        count = len(dataset.train_labels) + len(dataset.test_labels)
-        render.note(f"{name}: {count} examples, verified, in {dataset.source}")
-
-
-@app.command()
-def doctor(runs: RunsRoot = Path("runs"), data: DataRoot = None, json: Json = False) -> None:
-    """Tell what this machine has and what to do about what it lacks."""
-    with render.one_line_errors():
-        from ticketlab.workflows.doctor import examine
-
-        render.findings(examine(runs, places_of(data, may_download=False)), json)
+        compared(compare_runs(runs, run or [], against, out or runs / "comparison"), json)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What `ticketlab fuse` was told, as values; a fusion as it goes on."""
+"""What `ticketlab fuse` was told, as values; a fusion as it goes on, and what came of it as tables or JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from ticketlab.cli.render import note
+from ticketlab.cli.render import new_table, note, result, show
 from ticketlab.data.sources import datasets
 from ticketlab.errors import FusionError
 from ticketlab.fusion_findings import method_name
@@ -21,6 +21,10 @@ from ticketlab.workflows.study import Study, study_run
 from ticketlab.workflows.train_level import Notice, Progress
 
 ROWS_PER_LINE = 25
+
+FUSION_COLUMNS = (
+    "", "parameters", "non-zero", "MACs", "bytes", "test\naccuracy %", "µs for\n1 image", "µs for\n64",
+)  # fmt: skip
 
 
 def data_and_name(given: Sequence[str]) -> tuple[Path | None, str | None]:
@@ -188,3 +192,49 @@ def study(names: Sequence[str], machine: Machine, should_stop: Callable[[], bool
             cell = f"replicate {event['replicate']} level {event['level']}: {method_name(event)}"
             note(f"{count} networks; {cell}, {event['params']:,} parameters: {accuracy}")
     raise AssertionError("a study ends with its record")
+
+
+def fused(done: Fusion, json: bool) -> None:
+    """What a network was before and after fusing."""
+    record = done.record
+    if json:
+        result(record)
+        return
+    data = f"{record['data']} (STAND-IN for {record['stand_in_for']})" if record["stand_in_for"] else record["data"]
+    table = new_table(f"{done.store.name} on {data}: {record['method']}", FUSION_COLUMNS)
+    latency, many = record["latency_us"], record["latency_us_64"]
+    for name, timed in (("before", "dense"), ("sparse", "masked"), ("after", "fused")):
+        row = record[name]
+        if row is not None:
+            counts = [f"{row[key]:,}" for key in ("params", "nonzeros", "macs", "bytes")]
+            accuracy = f"{100 * row['test_accuracy']:.2f}"
+            table.add_row(name, *counts, accuracy, f"{latency[timed]:.1f}", f"{many[timed]:.0f}")
+    show(table)
+    stages = new_table("stages", ["network", "test accuracy %", "validation %", "seconds"])
+    for stage in record["stages"]:
+        percents = [f"{100 * stage[key]:.2f}" for key in ("test_accuracy", "val_accuracy")]
+        stages.add_row(stage["stage"], *percents, f"{stage['seconds']:.1f}")
+    show(stages)
+    changed = {name: width for name, width in record["groups"].items() if name in record["widths"]}
+    result("widths: " + ", ".join(f"{name} {record['widths'][name]}" for name in changed))
+    note(f"run: {done.store.path}   network: {done.store.path}/fused.safetensors")
+
+
+def studied(done: Study, json: bool) -> None:
+    """What a study found."""
+    record = done.record
+    if json:
+        result(record)
+        return
+    for run, methods in record["smallest_within_one_point"].items():
+        levels_of = list(next(iter(methods.values())))
+        title = f"{run}: parameters of the smallest network within one point, by the source's level"
+        table = new_table(title, ["method", *(f"level {level}" for level in levels_of)])
+        for name, found in methods.items():
+            table.add_row(name, *(f"{size:,}" if size else "–" for size in found.values()))
+        show(table)
+    verdicts = new_table("hypotheses, written down beforehand", ["", "hypothesis", "measured", "verdict"])
+    for finding in record["findings"]:
+        verdicts.add_row(*(finding[key] for key in ("hypothesis", "claim", "measured", "verdict")))
+    show(verdicts)
+    note(f"{record['cells']} networks: {done.store.path}/cells.csv, figures beside it")

@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from ticketlab.data.files import Places
 
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, such as recipes/lenet_mnist.yaml.")]
 RunsRoot = Annotated[Path, typer.Option("--runs", help="Folder that runs are kept in.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ticketlab.cli.levels import run_record
 from ticketlab.cli.progress import Bars, drawn_line, level_line
-from ticketlab.cli.render import counted, long_time, new_table, note, result, run_record, show, with_interval
+from ticketlab.cli.render import counted, long_time, new_table, note, result, show, with_interval
 from ticketlab.errors import FailedRun
 from ticketlab.recipe import Recipe
 from ticketlab.report import summarise, telling

@@ -1,0 +1,51 @@
+"""Methods side by side, as tables or JSON."""
+
+from __future__ import annotations
+
+from ticketlab.cli.render import new_table, note, result, show, with_interval
+from ticketlab.comparison import Point, as_dict, said, verdicts
+from ticketlab.workflows.report import Compared
+
+
+def compared(done: Compared, json: bool) -> None:
+    """Methods side by side: accuracies, costs, verdicts."""
+    if json:
+        result({"comparisons": [as_dict(one) for one in done.comparisons], "files": [str(path) for path in done.files]})
+        return
+    for text in done.left_out:
+        note(f"left out: {text}")
+    for one in done.comparisons:
+        columns = ["method", *(f"{100 * density:.3g} %" for density in one.densities())]
+        table = new_table(f"{one.data}: test accuracy % ± 95 % t interval, by density", columns)
+        for method in one.methods():
+            found = [one.at(method, density) for density in one.densities()]
+            table.add_row(method, *(_accuracy_cell(point) for point in found))
+        show(table)
+        if common := said(one.common):
+            note(f"unless a name says otherwise: {common}")
+        note(f"▲ ahead of, ▼ behind '{one.baseline}' by more than the interval of the paired difference; (n) seeds")
+        costs = new_table(
+            "all training, search included: 10⁹ operations executed / seconds / effective density %", columns
+        )
+        for method in one.methods():
+            found = [one.at(method, density) for density in one.densities()]
+            costs.add_row(method, *(_cost_cell(point) for point in found))
+        show(costs)
+        for sentence in verdicts(one):
+            result(sentence)
+    note("files: " + ", ".join(str(path) for path in done.files))
+
+
+def _accuracy_cell(point: Point | None) -> str:
+    if point is None:
+        return ""
+    mark = {"ahead": " ▲", "behind": " ▼"}.get(point.verdict, "")
+    return f"{with_interval(point.test_accuracy, '.2f')} ({point.test_accuracy.n}){mark}"
+
+
+def _cost_cell(point: Point | None) -> str:
+    if point is None:
+        return ""
+    flops = "?" if point.flops is None else f"{point.flops / 1e9:,.0f}"
+    effective = "?" if point.effective_density is None else f"{100 * point.effective_density:.3g}"
+    return f"{flops} / {point.seconds:.1f} / {effective}"
