@@ -1,7 +1,9 @@
 """Shared by all tests: one thread, small data, no network, no user cache."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from support import TINY
 from ticketlab.data.dataset import Dataset
 from ticketlab.data.files import Places
 from ticketlab.data.sources import load_dataset
-from ticketlab.recipe_file import RecipeFile, read_recipe
+from ticketlab.recipe_file import RecipeFile, parse_recipe, read_recipe, recipe_yaml
+from ticketlab.runs.store import Level, RunStore
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -55,6 +58,22 @@ def tiny(write_recipe: Callable[..., Path]) -> Callable[..., RecipeFile]:
         return read_recipe(write_recipe(), overrides)
 
     return read
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., RunStore]:
+    """A run directory from a recipe's overrides and records of levels, nothing trained."""
+    base = {"model": {"name": "lenet_300_100"}, "data": {"name": "mnist"}, "train": {"steps": "10it"}}
+
+    def made(name: str, levels: Iterable[Level], *overrides: str, **facts: Any) -> RunStore:
+        store = RunStore(tmp_path / name)
+        store.write_manifest({"data": "mnist", "method": "imp", "state": "finished", **facts})
+        store.write_recipe(recipe_yaml(parse_recipe(tmp_path / "r.yaml", deepcopy(base), overrides, "r").recipe))
+        for one in levels:
+            store.write_level(one, {}, {})
+        return store
+
+    return made
 
 
 @pytest.fixture(scope="session")

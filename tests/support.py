@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from ticketlab.runs.store import Level
+
 TINY = """
 model: {name: lenet_300_100}
 data: {name: digits, validation: 200}
@@ -36,3 +38,15 @@ def equal(one, other):
     return all(
         set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a) for a, b in zip(one, other, strict=True)
     )
+
+
+def level(replicate, index, accuracy, density=None, **changes):
+    """A level's record, as a run would have it; half of the weights go at each level, the seed is the replicate + 6."""
+    made = Level(
+        replicate=replicate, seed=replicate + 6, level=index, density=0.5**index if density is None else density,
+        remaining=50, total=100, val_accuracy=0.9, val_loss=0.3, test_accuracy=accuracy, test_loss=0.4,
+        early_stop_step=5, final_val_accuracy=0.9, final_test_accuracy=0.9, final_test_loss=0.4, steps=10, seconds=2.0,
+        step_ms=1.0, layers={"fc1.weight": 0.5}, curve=({"step": 10.0},), effective_density=0.25, flops=100.0,
+        remaining_flops=50.0,
+    )  # fmt: skip
+    return replace(made, **changes)

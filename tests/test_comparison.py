@@ -1,51 +1,18 @@
-from copy import deepcopy
-from dataclasses import replace
-
 import pytest
+from support import level
 
 from ticketlab import comparison
 from ticketlab.comparison import common_settings, method_names, run_networks, table_rows, verdicts
 from ticketlab.errors import RunError
 from ticketlab.figures import encode, methods_side_by_side
-from ticketlab.recipe_file import parse_recipe, recipe_yaml
-from ticketlab.runs.store import Level, RunStore
 
 
 def compare(stores, against=None):
     return comparison.compare([network for store in stores for network in run_networks(store)], against)
 
 
-BASE = {"model": {"name": "lenet_300_100"}, "data": {"name": "mnist"}, "train": {"steps": "10it"}}
-
-
-def level(replicate, index, accuracy, density=None, **changes):
-    made = Level(
-        replicate=replicate, seed=replicate + 6, level=index, density=0.5**index if density is None else density,
-        remaining=50, total=100, val_accuracy=0.9, val_loss=0.3, test_accuracy=accuracy, test_loss=0.4,
-        early_stop_step=5, final_val_accuracy=0.9, final_test_accuracy=0.9, final_test_loss=0.4, steps=10, seconds=2.0,
-        step_ms=1.0, layers={"fc1.weight": 0.5}, curve=({"step": 10.0},), effective_density=0.25, flops=100.0,
-        remaining_flops=50.0,
-    )  # fmt: skip
-    return replace(made, **changes)
-
-
-@pytest.fixture
-def make(tmp_path):
-    """A run directory from a recipe's overrides and levels."""
-
-    def made(name, levels, *overrides, data="mnist"):
-        store = RunStore(tmp_path / name)
-        store.write_manifest({"data": data, "method": "imp", "state": "finished"})
-        store.write_recipe(recipe_yaml(parse_recipe(tmp_path / "r.yaml", deepcopy(BASE), overrides, "r").recipe))
-        for one in levels:
-            store.write_level(one, {}, {})
-        return store
-
-    return made
-
-
-def test_a_level_of_iterative_pruning_costs_all_levels_before_it(make):
-    store = make("imp", [level(1, n, 0.9 - n / 100) for n in range(4)])
+def test_a_level_of_iterative_pruning_costs_all_levels_before_it(make_run):
+    store = make_run("imp", [level(1, n, 0.9 - n / 100) for n in range(4)])
     networks = run_networks(store)
     assert [(n.density, n.flops, n.remaining_flops, n.seconds) for n in networks] == [
         (1.0, 100.0, 50.0, 2.0), (0.5, 200.0, 100.0, 4.0), (0.25, 300.0, 150.0, 6.0), (0.125, 400.0, 200.0, 8.0)
@@ -53,68 +20,68 @@ def test_a_level_of_iterative_pruning_costs_all_levels_before_it(make):
     assert {n.seed for n in networks} == {7}
 
 
-def test_a_level_of_one_shot_pruning_costs_the_dense_network_and_itself(make):
-    store = make("oneshot", [level(1, n, 0.9) for n in range(4)], "method=oneshot")
+def test_a_level_of_one_shot_pruning_costs_the_dense_network_and_itself(make_run):
+    store = make_run("oneshot", [level(1, n, 0.9) for n in range(4)], "method=oneshot")
     assert [n.flops for n in run_networks(store)] == [100.0, 200.0, 200.0, 200.0]
 
 
-def test_of_a_network_pruned_in_training_the_last_level_counts_with_the_cost_of_all(make):
-    store = make("gradual", [level(1, n, 0.9) for n in range(4)], "method=gradual", "pruning.levels=3")
+def test_of_a_network_pruned_in_training_the_last_level_counts_with_the_cost_of_all(make_run):
+    store = make_run("gradual", [level(1, n, 0.9) for n in range(4)], "method=gradual", "pruning.levels=3")
     assert [(n.density, n.flops, n.seconds) for n in run_networks(store)] == [(0.125, 400.0, 8.0)]
-    unfinished = make("half", [level(1, n, 0.9) for n in range(3)], "method=gradual", "pruning.levels=3")
+    unfinished = make_run("half", [level(1, n, 0.9) for n in range(3)], "method=gradual", "pruning.levels=3")
     assert run_networks(unfinished) == []
 
 
-def test_records_from_before_operations_were_counted_have_none(make):
-    store = make("old", [level(1, 0, 0.9, flops=None, effective_density=None), level(1, 1, 0.9)])
+def test_records_from_before_operations_were_counted_have_none(make_run):
+    store = make_run("old", [level(1, 0, 0.9, flops=None, effective_density=None), level(1, 1, 0.9)])
     assert [(n.flops, n.effective_density) for n in run_networks(store)] == [(None, None), (None, 0.25)]
 
 
-def test_options_at_their_defaults_are_named_where_others_are_not(make):
+def test_options_at_their_defaults_are_named_where_others_are_not(make_run):
     gradual = ("method=sign_flip", "pruning.criterion=flipout", "pruning.levels=1")
     both = [level(1, 0, 0.9), level(1, 1, 0.8)]
-    stores = [make("one", both, *gradual, "pruning.options={p: 1.0}"), make("two", both, *gradual)]
+    stores = [make_run("one", both, *gradual, "pruning.options={p: 1.0}"), make_run("two", both, *gradual)]
     # one of the two counts as common
     assert compare(stores)[0].methods() == ["sign_flip flipout", "sign_flip flipout p=2.0"]
 
 
-def test_two_networks_in_one_place_are_refused(make):
+def test_two_networks_in_one_place_are_refused(make_run):
     gradual = ("method=gradual", "pruning.levels=1")
-    stores = [make(name, [level(1, 0, 0.9), level(1, 1, 0.8)], *gradual) for name in ("one", "two")]
+    stores = [make_run(name, [level(1, 0, 0.9), level(1, 1, 0.8)], *gradual) for name in ("one", "two")]
     with pytest.raises(RunError, match="one and two both have a network"):
         compare(stores)
 
 
-def test_levels_of_one_run_stay_apart_however_close(make):
-    store = make("fine", [level(1, n, 0.9, density=0.99**n) for n in range(3)])
-    other = make("other", [level(1, 0, 0.8)], "pruning.criterion=random")
+def test_levels_of_one_run_stay_apart_however_close(make_run):
+    store = make_run("fine", [level(1, n, 0.9, density=0.99**n) for n in range(3)])
+    other = make_run("other", [level(1, 0, 0.8)], "pruning.criterion=random")
     assert len(compare([store, other])[0].densities()) == 3
 
 
-def test_a_network_that_loses_weights_at_once_is_no_plain_magnitude(make):
+def test_a_network_that_loses_weights_at_once_is_no_plain_magnitude(make_run):
     gradual = ("method=gradual", "pruning.levels=1")
     both = [level(1, 0, 0.9), level(1, 1, 0.8)]
     stores = [
-        make("first", both, *gradual, "method=sign_flip", "sign_flips.at_once=1"),
-        make("noisy", both, *gradual, "train.gradient_noise=1"),
-        make("plain", [level(1, 0, 0.9), level(1, 1, 0.8, density=0.1)], *gradual),
+        make_run("first", both, *gradual, "method=sign_flip", "sign_flips.at_once=1"),
+        make_run("noisy", both, *gradual, "train.gradient_noise=1"),
+        make_run("plain", [level(1, 0, 0.9), level(1, 1, 0.8, density=0.1)], *gradual),
     ]
     assert compare(stores)[0].baseline == "gradual magnitude"
 
 
-def test_a_name_that_fits_several_methods_is_refused_a_whole_one_is_not(make):
+def test_a_name_that_fits_several_methods_is_refused_a_whole_one_is_not(make_run):
     gradual = ("method=gradual", "pruning.levels=1")
     both = [level(1, 0, 0.9), level(1, 1, 0.8)]
-    stores = [make("noisy", both, *gradual, "train.gradient_noise=1"), make("plain", both, *gradual),
-              make("third", both, *gradual, "pruning.criterion=random")]  # fmt: skip
+    stores = [make_run("noisy", both, *gradual, "train.gradient_noise=1"), make_run("plain", both, *gradual),
+              make_run("third", both, *gradual, "pruning.criterion=random")]  # fmt: skip
     assert compare(stores, "gradual magnitude")[0].baseline == "gradual magnitude"
     with pytest.raises(RunError, match="fits several methods: gradual magnitude; gradual magnitude gradient_noise"):
         compare(stores, "gradual m")
 
 
-def test_seeds_that_never_meet_are_told(make):
-    stores = two(make, (0.85,), ours=(0.8,))
-    stores[1] = make("far", [level(9, 0, 0.9), level(9, 1, 0.8)], "method=gradual", "pruning.levels=1",
+def test_seeds_that_never_meet_are_told(make_run):
+    stores = two(make_run, (0.85,), ours=(0.8,))
+    stores[1] = make_run("far", [level(9, 0, 0.9), level(9, 1, 0.8)], "method=gradual", "pruning.levels=1",
                      "pruning.criterion=random")  # fmt: skip
     assert compare(stores)[0].at("gradual random", 0.5).verdict == "no common seed"
 
@@ -136,11 +103,11 @@ def test_a_method_s_name_says_what_is_not_common():
     assert "train.lr" not in common_settings(settings)
 
 
-def two(make, others, ours=(0.80, 0.82, 0.81)):
+def two(make_run, others, ours=(0.80, 0.82, 0.81)):
     gradual = ("method=gradual", "pruning.levels=1")
     return [
-        make("base", [level(r, n, a) for r, a in enumerate(ours, 1) for n in (0, 1)], *gradual),
-        make("other", [level(r, n, a, flops=80.0, seconds=3.0) for r, a in enumerate(others, 1) for n in (0, 1)],
+        make_run("base", [level(r, n, a) for r, a in enumerate(ours, 1) for n in (0, 1)], *gradual),
+        make_run("other", [level(r, n, a, flops=80.0, seconds=3.0) for r, a in enumerate(others, 1) for n in (0, 1)],
              *gradual, "method=sign_flip", "pruning.criterion=flipout"),
     ]  # fmt: skip
 
@@ -150,8 +117,8 @@ def two(make, others, ours=(0.80, 0.82, 0.81)):
     ((0.70, 0.72, 0.711), "behind"),
     ((0.85, 0.77, 0.83), "level"),
 ])  # fmt: skip
-def test_differences_are_paired_by_seed(make, others, verdict):
-    found = compare(two(make, others))[0]
+def test_differences_are_paired_by_seed(make_run, others, verdict):
+    found = compare(two(make_run, others))[0]
     assert found.baseline == "gradual magnitude"
     point = found.at("sign_flip flipout", 0.5)
     # 0.05, 0.05, 0.051: mean by hand; accuracy spreads by 0.01, the difference hardly at all
@@ -163,39 +130,39 @@ def test_differences_are_paired_by_seed(make, others, verdict):
     assert verdicts(found) == [f"sign_flip flipout: {verdict} at 50 %; 0.80 × the operations; 1.50 × the seconds"]
 
 
-def test_one_seed_gives_no_verdict_and_no_baseline_none(make):
-    stores = two(make, (0.9,), ours=(0.8,))
+def test_one_seed_gives_no_verdict_and_no_baseline_none(make_run):
+    stores = two(make_run, (0.9,), ours=(0.8,))
     assert compare(stores)[0].at("sign_flip flipout", 0.5).verdict == "one seed"
-    stores[1] = make("deeper", [level(1, 0, 0.9), level(1, 1, 0.9, density=0.1)], "method=gradual", "pruning.levels=1",
-                     "pruning.criterion=random")  # fmt: skip
+    deeper = [level(1, 0, 0.9), level(1, 1, 0.9, density=0.1)]
+    stores[1] = make_run("deeper", deeper, "method=gradual", "pruning.levels=1", "pruning.criterion=random")
     assert compare(stores)[0].at("gradual random", 0.1).verdict == "no baseline"
 
 
-def test_the_baseline_can_be_named_by_method_or_run(make):
-    stores = two(make, (0.85, 0.87, 0.86))
+def test_the_baseline_can_be_named_by_method_or_run(make_run):
+    stores = two(make_run, (0.85, 0.87, 0.86))
     assert compare(stores, "sign_flip flipout")[0].baseline == "sign_flip flipout"
     assert compare(stores, "other")[0].baseline == "sign_flip flipout"
     with pytest.raises(RunError, match=r"no method or run 'sign_flip flipot'.*did you mean 'sign_flip flipout'"):
         compare(stores, "sign_flip flipot")
 
 
-def test_data_sets_are_compared_apart(make):
-    stores = two(make, (0.85, 0.87, 0.86))
-    stores.append(make("elsewhere", [level(1, 0, 0.5)], data="digits"))
+def test_data_sets_are_compared_apart(make_run):
+    stores = two(make_run, (0.85, 0.87, 0.86))
+    stores.append(make_run("elsewhere", [level(1, 0, 0.5)], data="digits"))
     assert [one.data for one in compare(stores)] == ["mnist, lenet_300_100", "digits, lenet_300_100"]
 
 
-def test_densities_a_hair_apart_count_as_one(make):
+def test_densities_a_hair_apart_count_as_one(make_run):
     gradual = ("method=gradual", "pruning.levels=1")
     stores = [
-        make("a", [level(1, 0, 0.9), level(1, 1, 0.8, density=0.1000)], *gradual),
-        make("b", [level(1, 0, 0.9), level(1, 1, 0.8, density=0.0995)], *gradual, "train.lr=0.5"),
+        make_run("a", [level(1, 0, 0.9), level(1, 1, 0.8, density=0.1000)], *gradual),
+        make_run("b", [level(1, 0, 0.9), level(1, 1, 0.8, density=0.0995)], *gradual, "train.lr=0.5"),
     ]
     assert compare(stores)[0].densities() == [0.1]
 
 
-def test_the_figure_and_the_table_have_every_point(make):
-    found = compare(two(make, (0.85, 0.87, 0.86)))
+def test_the_figure_and_the_table_have_every_point(make_run):
+    found = compare(two(make_run, (0.85, 0.87, 0.86)))
     figure = methods_side_by_side(found)
     assert [len(axes.containers) for axes in figure.axes] == [2, 2, 2]
     assert figure.axes[0].get_xlim()[0] > figure.axes[0].get_xlim()[1], "dense on the left"

@@ -15,7 +15,7 @@ from typing import Any
 from ticketlab.draws import draws
 from ticketlab.errors import RunError
 from ticketlab.pruning.criteria import criteria
-from ticketlab.recipe import Recipe
+from ticketlab.recipe import Recipe, dotted
 from ticketlab.recipe_file import read_recipe
 from ticketlab.registry import did_you_mean, keyword_options
 from ticketlab.report import SAME_DENSITY, Estimate, estimate, mean_known, run_levels, sum_known
@@ -129,7 +129,7 @@ def run_networks(store: RunStore) -> list[Network]:
     recipe = read_recipe(store.path / "recipe.yaml").recipe
     manifest = store.read_manifest()
     stand_in = " (STAND-IN)" if manifest.get("stand_in_for") else ""
-    changed = len(_flat(recipe.model_dump(mode="json", exclude_defaults=True)))
+    changed = len(_of_method(dotted(recipe.model_dump(mode="json", exclude_defaults=True))))
     return [
         Network(
             run=store.name,
@@ -218,15 +218,12 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     name = recipe.pruning.criterion
     options = keyword_options(criteria.find(name)) if name in criteria else {}
     defaults = {f"pruning.options.{option}": parameter.default for option, parameter in options.items()}
-    return defaults | _flat(recipe.model_dump(mode="json"))
+    return defaults | _of_method(dotted(recipe.model_dump(mode="json")))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted fields of a recipe that make the method."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return {name: value for name, value in found.items() if name not in NO_METHOD}
+def _of_method(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a recipe that make the method."""
+    return {name: value for name, value in settings.items() if name not in NO_METHOD}
 
 
 def common_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

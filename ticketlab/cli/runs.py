@@ -1,8 +1,9 @@
-"""Commands about runs: which there are, what came of one, delete one."""
+"""Commands about runs: which there are, what came of one, what differs between two, delete one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,18 +14,39 @@ from ticketlab.cli.options import Json, RunName, RunsRoot
 from ticketlab.errors import TicketlabError
 
 if TYPE_CHECKING:
+    from ticketlab.difference import Change, Difference
+    from ticketlab.listing import Line
     from ticketlab.runs.store import RunStore
+
+PAIR_COLUMNS = (
+    "density\n%", "levels", "the one\ntest accuracy % (n)", "the other\ntest accuracy % (n)", "difference\n% (n)",
+    "early\nstop", "seconds",
+)  # fmt: skip
+COLUMNS = ("run", "method", "state", "data", "n", "levels", "density\n%", "test\naccuracy %", "updated")
 
 app = typer.Typer(help="Finished and unfinished runs.", no_args_is_help=True)
 
 
 @app.command()
-def ls(runs: RunsRoot = Path("runs"), json: Json = False) -> None:
-    """List runs, the newest last."""
+def ls(
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="CONDITION", help="Only some, as density<0.1 or method=imp; repeatable."),
+    ] = None,
+    sort: Annotated[str | None, typer.Option("--sort", metavar="FIELD", help="The largest last.")] = None,
+    runs: RunsRoot = Path("runs"),
+    json: Json = False,
+) -> None:
+    """List runs, the newest last; fields of --where and --sort are those of --json."""
     with render.one_line_errors():
+        from ticketlab.listing import fitting, line, ordered
         from ticketlab.runs.store import list_runs
 
-        _listed(list_runs(runs), json)
+        found = [line(store) for store in list_runs(runs)]
+        for _, problem in found:
+            if problem:
+                render.note(f"warning: {problem}")
+        _listed(ordered(fitting([one for one, _ in found], where or ()), sort), json)
 
 
 @app.command()
@@ -40,6 +62,21 @@ def show(run: RunName = None, runs: RunsRoot = Path("runs"), json: Json = False)
             levels(found, run_levels(found), json)
         else:
             _finished(found, json)
+
+
+@app.command()
+def diff(
+    one: Annotated[str, typer.Argument(metavar="RUN", help="Name, path or unique prefix.")],
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="Likewise.")],
+    runs: RunsRoot = Path("runs"),
+    json: Json = False,
+) -> None:
+    """Show what differs between two runs: recipes, data, versions, machine, and the numbers."""
+    with render.one_line_errors():
+        from ticketlab.difference import difference
+        from ticketlab.runs.store import find_run
+
+        _compared(difference(find_run(runs, one), find_run(runs, other)), json)
 
 
 @app.command()
@@ -63,10 +100,8 @@ def rm(
 def _finished(store: RunStore, json: bool) -> None:
     """What a fusion or a study found, from its record."""
     from ticketlab.cli.fusing import fused, studied
-    from ticketlab.workflows.fuse import RESULT as FUSED
+    from ticketlab.runs.results import FEDERATED, FUSED, STUDY
     from ticketlab.workflows.fuse import Fusion
-    from ticketlab.workflows.ship import FEDERATED
-    from ticketlab.workflows.study import RESULT as STUDIED
     from ticketlab.workflows.study import Study
 
     if store.has_result(FUSED):
@@ -75,49 +110,67 @@ def _finished(store: RunStore, json: bool) -> None:
         from ticketlab.cli.federating import federation
 
         federation(store.read_result(FEDERATED), json)
-    elif store.has_result(STUDIED):
-        studied(Study(store, store.read_result(STUDIED)), json)
+    elif store.has_result(STUDY):
+        studied(Study(store, store.read_result(STUDY)), json)
     else:
         raise TicketlabError(f"{store.path} is not finished; the same command goes on with it")
 
 
-def _listed(stores: Sequence[RunStore], json: bool) -> None:
+def _listed(lines: Sequence[Line], json: bool) -> None:
     """Runs in one line each."""
-    rows = [_run_row(store) for store in stores]
     if json:
-        render.result({"runs": rows})
+        render.result({"runs": [asdict(one) for one in lines]})
         return
-    table = render.new_table("runs", ["run", "method", "state", "data", "n", "levels", "updated"])
-    for row in rows:
-        data = f"{row['data']} (stand-in)" if row["stand_in_for"] else str(row["data"])
-        name = Path(str(row["run"])).name + (" *" if row["derived_from"] else "")
-        updated = str(row["updated"] or "")[:16].replace("T", " ")
-        counts = (str(row["replicates"]), str(row["levels"]))
-        table.add_row(name, str(row["method"]), str(row["state"]), data, *counts, updated)
+    table = render.new_table("runs", COLUMNS)
+    for one in lines:
+        table.add_row(
+            Path(one.run).name + (" *" if one.derived_from else ""),
+            one.method or one.kind,
+            one.state,
+            f"{one.data} (stand-in)" if one.stand_in_for else str(one.data),
+            str(one.replicates),
+            str(one.levels),
+            "" if one.density is None else f"{100 * one.density:.4g}",
+            "" if one.test_accuracy is None else f"{100 * one.test_accuracy:.2f}",
+            (one.updated or "")[:16].replace("T", " "),
+        )
     render.show(table)
-    if any(row["derived_from"] for row in rows):
+    if any(one.derived_from for one in lines):
         render.note("*: made to answer a question about another run; no prefix, and no missing name, means it")
 
 
-def _run_row(store: RunStore) -> dict[str, object]:
-    """A run's line; a damaged run is listed too, so that it does not hide the others."""
-    from ticketlab.report import state
+def _compared(found: Difference, json: bool) -> None:
+    """What differs between two runs."""
+    if json:
+        render.result(asdict(found))
+        return
+    one, other = Path(found.one).name, Path(found.other).name
+    for title in ("settings", "data", "versions", "machine"):
+        _changes(title, getattr(found, title), one, other)
+    if not found.pairs:
+        _changes("results", found.results, one, other)
+        return
+    table = render.new_table(f"{other} minus {one}: ± 95 % t interval, paired by seed", PAIR_COLUMNS)
+    for pair in found.pairs:
+        table.add_row(
+            f"{100 * pair.density:.2f}",
+            " / ".join(map(str, pair.levels)),
+            *(f"{render.with_interval(accuracy, '.2f')} ({accuracy.n})" for accuracy in pair.test_accuracy),
+            "" if pair.difference is None else f"{render.with_interval(pair.difference, '+.2f')} ({pair.difference.n})",
+            " / ".join(f"{step.mean:.0f}" for step in pair.early_stop_step),
+            " / ".join(f"{seconds:.1f}" for seconds in pair.seconds),
+        )
+    render.show(table)
+    if found.seeds:
+        render.result(f"same figures at every common level: {len(found.equal)} of {len(found.seeds)} common seeds")
 
-    try:
-        manifest = store.read_manifest()
-        done = [len(store.levels(replicate)) for replicate in store.replicates()]
-        known = state(store, manifest)
-    except TicketlabError as error:
-        render.note(f"warning: {error}")
-        manifest, done, known = {}, [], "damaged"
-    return {
-        "run": str(store.path),
-        "method": manifest.get("method"),
-        "state": known,
-        "data": manifest.get("data"),
-        "stand_in_for": manifest.get("stand_in_for"),
-        "derived_from": manifest.get("derived_from"),
-        "replicates": len(done),
-        "levels": min(done, default=0),
-        "updated": manifest.get("updated"),
-    }
+
+def _changes(title: str, changes: Sequence[Change], one: str, other: str) -> None:
+    """A table of facts that are not the same; a line where all are."""
+    if not changes:
+        render.result(f"{title}: the same")
+        return
+    table = render.new_table(title, ("", one, other))
+    for change in changes:
+        table.add_row(change.field, *("–" if value is None else str(value) for value in (change.one, change.other)))
+    render.show(table)

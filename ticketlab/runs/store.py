@@ -167,6 +167,10 @@ class RunStore:
         """Keep a result."""
         write_json(self.path / name, result)
 
+    def results(self, pattern: str) -> list[str]:
+        """Names of the results that fit a pattern, in order."""
+        return sorted(str(path.relative_to(self.path)) for path in self.path.glob(pattern))
+
     def read_file(self, name: str) -> bytes:
         """A file, such as a ticket; raises RunError where it cannot be read."""
         try:
@@ -210,6 +214,10 @@ class RunStore:
     def part(self, name: str) -> RunStore:
         """A store of its own inside this one."""
         return RunStore(self.path / name)
+
+    def beside(self, name: str) -> RunStore:
+        """A folder beside this one."""
+        return RunStore(self.path.parent / name)
 
     def parts(self, folder: str) -> list[str]:
         """Names of the stores in a folder of this one."""
@@ -284,6 +292,11 @@ class RunStore:
         """The ticket of a level, if it has been drawn."""
         path = self.level_dir(replicate, level) / "ticket.safetensors"
         return read_ticket(path) if path.exists() else None
+
+    def ticket_bytes(self, replicate: int, level: int) -> int:
+        """Size of a ticket's file; 0 where there is none."""
+        path = self.level_dir(replicate, level) / "ticket.safetensors"
+        return path.stat().st_size if path.exists() else 0
 
     def write_ticket(self, replicate: int, level: int, ticket: Ticket) -> None:
         """Keep the ticket that a level trains."""

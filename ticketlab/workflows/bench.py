@@ -27,12 +27,12 @@ from ticketlab.formats.csr import csr_runner
 from ticketlab.formats.format import Format, Network, Precision, spoken, torch_runner
 from ticketlab.runs.files import temporary
 from ticketlab.runs.manifest import environment
+from ticketlab.runs.results import BENCHED
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.export import IMAGES, Judged, calibration_images, judge, labelled, own_answers
 from ticketlab.workflows.ship import Shipment, sources
 from ticketlab.workflows.train_level import Notice
 
-RESULT = "bench.json"
 BATCHES = (1, 64)
 RUNTIMES: dict[str, tuple[str, tuple[Precision, ...]]] = {
     "onnx": ("ONNX Runtime", ("float32", "int8", "int8_dynamic")),
@@ -125,12 +125,12 @@ def _write(networks: Sequence[Any], rows: Sequence[Any], said: Sequence[str], ou
 
     store, found = RunStore(out), encode(latency_bars(rows))
     try:
-        store.write_result(RESULT, {"networks": networks, "rows": rows, "verdicts": said, **environment()})
+        store.write_result(BENCHED, {"networks": networks, "rows": rows, "verdicts": said, **environment()})
         for kind, content in found.items():
             store.write_file(f"bench.{kind}", content)
     except OSError as error:
         raise FailedRun(f"{out}: cannot be written ({error.strerror or error})") from error
-    return [out / RESULT, *(out / f"bench.{kind}" for kind in found)]
+    return [out / BENCHED, *(out / f"bench.{kind}" for kind in found)]
 
 
 def _named(shipments: Sequence[Shipment]) -> dict[str, Shipment]:

@@ -20,6 +20,7 @@ from ticketlab.fusion.widths import error_curves
 from ticketlab.models.compact import layer_widths, rebuild
 from ticketlab.runs.manifest import short_hash
 from ticketlab.runs.network import read_network, write_network
+from ticketlab.runs.results import FUSED, FUSED_NETWORK
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.steps import parse_duration
 from ticketlab.training.distil import BATCH
@@ -31,8 +32,6 @@ from ticketlab.workflows.run import Machine, outcome, stand_in_notice, told
 from ticketlab.workflows.source import Source
 from ticketlab.workflows.train_level import Notice, Seen, Settings
 
-RESULT = "fused.json"
-NETWORK = "fused.safetensors"
 LABEL_FREE = "label_free.safetensors"
 """The network before retraining, from which an interrupted fusion goes on."""
 
@@ -69,9 +68,9 @@ def fuse_run(source: Source, request: Request, machine: Machine, should_stop: St
     yield from (Notice(text) for text in source.notices)
     if source.plan.data.stand_in_for is not None:
         yield Notice(stand_in_notice(source.plan))
-    if store.has_result(RESULT):
+    if store.has_result(FUSED):
         yield Notice(f"{store.name} is finished already; this is its result")
-        yield Fusion(store, store.read_result(RESULT))
+        yield Fusion(store, store.read_result(FUSED))
         return
     with store.lock():
         with told(store):
@@ -263,10 +262,10 @@ def _write(
     from ticketlab.runs.tensorboard import write_fusion
 
     facts = {**bench.source.network_facts(), "widths": record["widths"], "method": record["method"]}
-    write_network(store.path / NETWORK, model.state_dict(), facts)
+    write_network(store.path / FUSED_NETWORK, model.state_dict(), facts)
     store.write_map(unit_map)
     write_fusion(store.path, record)
-    store.write_result(RESULT, record)
+    store.write_result(FUSED, record)
 
 
 def _open(store: RunStore, source: Source, request: Request) -> None:

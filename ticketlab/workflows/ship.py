@@ -20,12 +20,11 @@ from ticketlab.models.build import network_from
 from ticketlab.models.compact import layer_widths, own_memory_
 from ticketlab.pruning.masks import Mask, density
 from ticketlab.runs.network import read_network
+from ticketlab.runs.results import FEDERATED, FEDERATED_NETWORK, FUSED, FUSED_NETWORK, OF_KIND
 from ticketlab.runs.store import RunStore, find_run, list_runs
-from ticketlab.workflows.fuse import NETWORK, RESULT
 from ticketlab.workflows.source import from_run, load_network
 
-FEDERATED, FEDERATED_NETWORK = "federated.json", "federated.ticket"
-RESULTS = {"fuse": RESULT, "federate": FEDERATED}
+SHIPPED = {kind: OF_KIND[kind] for kind in ("fuse", "federate")}
 """Kind of a run that is one network → the result that is there when it is finished."""
 
 
@@ -69,8 +68,8 @@ def newest(root: Path, name: str | None, level: int | None = None, replicate: in
 
 def _has_network(store: RunStore, level: int | None, replicate: int) -> bool:
     try:
-        if store.kind in RESULTS:
-            return level is None and replicate == 1 and store.has_result(RESULTS[store.kind])
+        if store.kind in SHIPPED:
+            return level is None and replicate == 1 and store.has_result(SHIPPED[store.kind])
         is_finished = store.kind == "prune" and store.read_manifest().get("state") == "finished"
         return is_finished and store.has_level(replicate, level or 0)
     except RunError:
@@ -84,11 +83,11 @@ def shipment(store: RunStore, places: Places, level: int | None = None, replicat
     """
     if store.kind == "prune":
         return _level(store, places, level, replicate)
-    if store.kind not in RESULTS:
+    if store.kind not in SHIPPED:
         raise RunError(f"{store.name} was made by ticketlab {store.kind}; name a run of prune, fuse or federate")
     if level is not None or replicate != 1:
         raise RunError(f"{store.name} is one network: leave --level and --replicate out")
-    if not store.has_result(RESULTS[store.kind]):
+    if not store.has_result(SHIPPED[store.kind]):
         raise RunError(f"{store.name} is not finished; the same command goes on with it")
     return _fused(store, places) if store.kind == "fuse" else _federated(store, places)
 
@@ -105,11 +104,11 @@ def _level(store: RunStore, places: Places, level: int | None, replicate: int) -
 
 
 def _fused(store: RunStore, places: Places) -> Shipment:
-    _, facts = read_network(store.path / NETWORK)
-    model = load_network(store.path / NETWORK)  # and the plugins, one of which may bring the data
+    _, facts = read_network(store.path / FUSED_NETWORK)
+    model = load_network(store.path / FUSED_NETWORK)  # and the plugins, one of which may bring the data
     if "validation" not in facts:
         raise RunError(f"{store.name}: was fused by an older ticketlab, which did not record its split; fuse it again")
-    accuracy = store.read_result(RESULT)["after"]["test_accuracy"]
+    accuracy = store.read_result(FUSED)["after"]["test_accuracy"]
     return Shipment("fused", _network(store.name, model, {}, facts), _splits(facts, places), store, accuracy)
 
 

@@ -36,6 +36,7 @@ from ticketlab.fusion_findings import (
 from ticketlab.pruning.masks import full_mask
 from ticketlab.recipe import TrainSection
 from ticketlab.runs.manifest import short_hash
+from ticketlab.runs.results import STUDY
 from ticketlab.runs.rows import append_row, read_rows, write_csv
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
@@ -51,7 +52,6 @@ from ticketlab.workflows.tickets import fresh_weights
 from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.workers import Died, run_jobs
 
-RESULT = "study.json"
 SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.98)
 """Levels nearest to these are fused."""
 SHARES = (0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
@@ -233,7 +233,7 @@ def publish(study: RunStore, first: RunStore, machine: Machine, rows: list[dict[
         "points_lost": halving,
         "sparsity": {level: _mean_sparsity(grid, level) for level in levels(grid)},
     }
-    study.write_result(RESULT, record)
+    study.write_result(STUDY, record)
     return record
 
 

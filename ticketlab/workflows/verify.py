@@ -15,6 +15,7 @@ from ticketlab.pruning.criteria import criteria
 from ticketlab.recipe import ClaimSection
 from ticketlab.recipe_file import Problem, RecipeFile, override
 from ticketlab.registry import did_you_mean
+from ticketlab.runs.results import CLAIMS
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.controls import control_folder, control_run
 from ticketlab.workflows.learn_mask import WEIGHTS
@@ -26,7 +27,6 @@ from ticketlab.workflows.supermask import NO_MASK, check_supermasks, supermask_r
 from ticketlab.workflows.ticket_source import check_restarts
 from ticketlab.workflows.trunk import Branched, data_facts, pruned
 
-RESULT = "claims.json"
 BARRIER = "barrier"
 OWN = ("ticket", "dense")
 """Terms that stand for networks of the run itself."""
@@ -106,7 +106,7 @@ def verify_run(
             **data_facts(own),
             "claims": [_judged(claim, partial(_values, plans, stores, claim)) for claim in claims],
         }
-        own.write_result(RESULT, record)
+        own.write_result(CLAIMS, record)
     yield record
 
 

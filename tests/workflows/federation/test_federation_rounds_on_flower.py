@@ -18,6 +18,7 @@ from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 from ticketlab.federate.direct import Direct
 from ticketlab.pruning.masks import masked
 from ticketlab.recipe import FederateSection
+from ticketlab.runs.results import FEDERATED
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.export import export_network
 from ticketlab.workflows.federation import flower as flowering
@@ -30,7 +31,7 @@ from ticketlab.workflows.federation.rounds import Watch, check_flower, federate_
 from ticketlab.workflows.federation.server import FAILURE, LIVE, federate, read_round, round_name
 from ticketlab.workflows.federation.start import starting
 from ticketlab.workflows.run import Machine, Started, prune_run
-from ticketlab.workflows.ship import FEDERATED, newest, shipment
+from ticketlab.workflows.ship import newest, shipment
 
 
 @pytest.fixture

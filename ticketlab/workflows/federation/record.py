@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ticketlab.codec import Sparse, encode
+from ticketlab.runs.results import FEDERATED_NETWORK
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.federation.server import read_round, round_name
-from ticketlab.workflows.ship import FEDERATED_NETWORK
 
 
 def read_rounds(store: RunStore, rounds: int) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from ticketlab import federate
 from ticketlab.data.partition import partitions
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 from ticketlab.federate.processes import TESTED, Child, flwr, was_tested
+from ticketlab.runs.results import FEDERATED
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import FederationEvents
 from ticketlab.workflows.federation.controls import controls_of
@@ -26,7 +27,7 @@ from ticketlab.workflows.federation.server import FAILURE, LIVE, REQUEST, make_r
 from ticketlab.workflows.federation.simulation import check_ray, simulation
 from ticketlab.workflows.federation.start import starting
 from ticketlab.workflows.run import Machine, outcome
-from ticketlab.workflows.ship import FEDERATED, Shipment
+from ticketlab.workflows.ship import Shipment
 from ticketlab.workflows.train_level import Notice
 
 APP = Path(federate.__path__[0]) / "app"

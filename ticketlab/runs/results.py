@@ -1,0 +1,20 @@
+"""What commands leave in a run beside its levels: the names of their records and networks."""
+
+FUSED, FUSED_NETWORK = "fused.json", "fused.safetensors"
+FEDERATED, FEDERATED_NETWORK = "federated.json", "federated.ticket"
+STUDY, STUDY_ROWS = "study.json", "cells/replicate_*.jsonl"
+CLAIMS = "claims.json"
+SUPERMASK = "supermask/supermask.json"
+STABILITY = "stability*/**/stability.json"
+"""There may be several: one for each way of looking."""
+EXPORTS = "export/export.json"
+BENCH, BENCHED = "bench", "bench.json"
+"""Folder beside the runs, and the record in it."""
+
+OF_KIND = {"fuse": FUSED, "federate": FEDERATED, "study": STUDY}
+"""The record that a run of each kind but pruning ends with."""
+
+
+def controls_of(level: int) -> str:
+    """The record of a level's controls."""
+    return f"controls/level_{level}/controls.json"
