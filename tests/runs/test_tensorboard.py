@@ -1,6 +1,9 @@
 import dataclasses
+import io
 
+import numpy as np
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ticketlab.runs.store import Level
@@ -32,11 +35,50 @@ def test_a_level_logs_scalars_densities_and_histograms_of_live_weights(tmp_path)
 
 
 def test_finished_levels_are_points_of_their_replicates_curves(tmp_path):
-    for index, share in enumerate((1.0, 0.8)):
-        log_level(tmp_path, level(index, share))
+    before = {"fc.weight": torch.tensor([[True, True, False, True]])}
+    after = {"fc.weight": torch.tensor([[True, False, True, True]])}
+    log_level(tmp_path, level(0, 1.0), before)
+    log_level(tmp_path, level(1, 0.8), after, before)
     found = read(tmp_path)
+    assert [(e.step, round(e.value, 6)) for e in found.Scalars("overlap/kept_by_the_level_before")] == [(1, 0.666667)]
+    assert found.Tags()["images"] == []  # four inputs are no picture
     assert [(e.step, round(e.value, 6)) for e in found.Scalars("density/fc.weight")] == [(0, 1.0), (1, 0.8)]
     assert [e.step for e in found.Scalars("test_accuracy/replicate")] == [0, 1]
+
+
+def test_the_first_layers_mask_is_a_picture_of_the_inputs_it_looks_at(tmp_path):
+    mask = torch.zeros(2, 64, dtype=torch.bool)
+    mask[:, 0] = True  # the pixel in the upper left corner keeps both of its weights
+    mask[0, 9] = True  # one to the right and below keeps one of two
+    log_level(tmp_path, level(1, 0.02), {"fc.weight": mask})
+    (image,) = read(tmp_path).Images("mask/fc.weight")
+    pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))[:, :, 0]
+    assert pixels.shape == (280, 280)
+    assert (pixels[:35, :35] == 255).all() and (pixels[35:70, 35:70] == 127).all()
+    assert pixels.sum() == 35 * 35 * (255 + 127)
+
+
+def test_a_mask_is_yellow_over_the_mean_image_in_blue(tmp_path):
+    mask = torch.zeros(2, 64, dtype=torch.bool)
+    mask[:, 0] = mask[:, 1] = True
+    mean = np.zeros((8, 8), dtype=np.float32)
+    mean[0, 1] = mean[0, 2] = 40.0
+    log_level(tmp_path, level(1, 0.02), {"fc.weight": mask}, None, mean)
+    (image,) = read(tmp_path).Images("mask/fc.weight")
+    pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))[0, ::35]
+    assert pixels[:4].tolist() == [[255, 255, 0], [255, 255, 255], [0, 0, 255], [0, 0, 0]]
+
+
+def test_a_layer_without_finite_weights_has_no_histogram_and_stops_nothing(tmp_path):
+    weights = {
+        "empty": torch.ones(2),
+        "broken": torch.tensor([float("nan"), float("inf")]),
+        "half": torch.tensor([1.0, 2]),
+    }
+    kept = {"empty": torch.zeros(2, dtype=torch.bool), "broken": torch.ones(2, dtype=torch.bool)}
+    with LevelEvents(tmp_path, 0) as events:
+        events.weights(weights, {**kept, "half": torch.tensor([False, True])}, 1)
+    assert read(tmp_path).Tags()["histograms"] == ["live_weights/half"]
 
 
 def test_a_level_taken_up_hides_what_was_logged_beyond_its_checkpoint(tmp_path):
@@ -49,13 +91,15 @@ def test_a_level_taken_up_hides_what_was_logged_beyond_its_checkpoint(tmp_path):
 
 
 def test_the_run_summary_is_one_run_with_recipe_hparams_and_margin(tmp_path):
-    rows = [{"density": 1.0, "mean": 0.97, "lowest": 0.96, "highest": 0.98}] * 2
+    dense = {"density": 1.0, "mean": 0.97, "lowest": 0.96, "highest": 0.98, "overlap": None}
+    rows = [dense, {**dense, "density": 0.5, "overlap": 0.625}]
     for _ in range(2):  # written again when a run is extended
         write_run_summary(tmp_path, "method: imp\n", {"train.lr": 0.1, "method": "imp"}, rows)
     assert len(list(tmp_path.iterdir())) == 1
     found = read(tmp_path)
     tags = found.Tags()
     assert {"test_accuracy/mean", "test_accuracy/lowest", "test_accuracy/highest"} <= set(tags["scalars"])
+    assert [(e.step, e.value) for e in found.Scalars("overlap/between_replicates")] == [(1, 0.625)]
     assert "recipe/text_summary" in tags["tensors"]
     plugins = {name for name in ("hparams", "custom_scalars", "text") if found.PluginTagToContent(name)}
     assert plugins == {"hparams", "custom_scalars", "text"}

@@ -16,9 +16,25 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from ticketlab.pruning.masks import Mask
+from ticketlab.pruning.overlap import first_layer, kept_by_both
 from ticketlab.runs.store import Level
 
 MARGIN = ("test_accuracy/mean", "test_accuracy/lowest", "test_accuracy/highest")
+LAYOUT = {
+    "by level": {
+        "test accuracy: mean, lowest, highest": ["Margin", list(MARGIN)],
+        "test accuracy of each replicate": ["Multiline", [r"test_accuracy/replicate"]],
+        "early-stop step": ["Multiline", [r"early_stop/step"]],
+        "density of each layer": ["Multiline", [r"density/.*"]],
+        "overlap of masks": ["Multiline", [r"overlap/.*"]],
+    },
+    "training": {
+        "loss": ["Multiline", [r"loss/.*"]],
+        "validation accuracy": ["Multiline", [r"accuracy/val"]],
+        "sign flips": ["Multiline", [r"sign_flips/.*"]],
+    },
+}
+"""Of the page of custom scalars."""
 
 
 class Events:
@@ -51,7 +67,7 @@ class LevelEvents(Events):
     def weights(self, weights: Mapping[str, Tensor], mask: Mask, step: int) -> None:
         """Histogram of each layer's live weights; dead ones would hide them under a spike at zero."""
         for name, kept in mask.items():
-            self._writer.add_histogram(f"live_weights/{name}", weights[name][kept].cpu().numpy(), step)
+            self.histogram(f"live_weights/{name}", weights[name][kept], step)
 
     def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
         """Named numbers under one heading."""
@@ -59,9 +75,10 @@ class LevelEvents(Events):
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def histogram(self, name: str, values: Tensor, step: int) -> None:
-        """Distribution of some numbers; nothing where there are none."""
-        if values.numel():
-            self._writer.add_histogram(name, values.cpu().numpy(), step)
+        """Distribution of those numbers that are finite; nothing where there are none, for that cannot be drawn."""
+        known = values[values.isfinite()]
+        if known.numel():
+            self._writer.add_histogram(name, known.cpu().numpy(), step)
 
     def picture(self, name: str, png: bytes, step: int) -> None:
         """A figure as it stands now."""
@@ -79,8 +96,15 @@ def _tag(name: str) -> str:
     return f"{figure}/{split}" if split in ("train", "val") else f"training/{name}"
 
 
-def log_level(folder: Path, level: Level) -> None:
-    """A finished level as one point of its replicate's curves over levels."""
+def log_level(
+    folder: Path, level: Level, mask: Mask, before: Mask | None = None, inputs: NDArray[np.float32] | None = None
+) -> None:
+    """A finished level as one point of its replicate's curves over levels, and its first layer's mask as a picture.
+
+    Args:
+        before: Mask of the level before, where there is one.
+        inputs: Mean training image, (height, width), to see what the mask looks at.
+    """
     with SummaryWriter(str(folder)) as writer:
         writer.add_scalar("test_accuracy/replicate", level.test_accuracy, level.level)
         writer.add_scalar("early_stop/step", level.early_stop_step, level.level)
@@ -88,6 +112,22 @@ def log_level(folder: Path, level: Level) -> None:
             writer.add_scalar(f"density/{name}", value, level.level)
         if level.effective_density is not None:
             writer.add_scalar("density/effective", level.effective_density, level.level)
+        if before:
+            writer.add_scalar("overlap/kept_by_the_level_before", kept_by_both(mask, before), level.level)
+        if seen := first_layer(mask):
+            writer.add_image(f"mask/{seen[0]}", _magnified(seen[1], inputs), level.level, dataformats="HWC")
+
+
+def _magnified(shares: NDArray[np.float64], inputs: NDArray[np.float32] | None) -> NDArray[np.uint8]:
+    """Large pixels, (height, width, 3): yellow where weights remain, blue where inputs are bright, white where both.
+
+    Grey where there are no inputs of that shape. Blue and yellow are told apart by colour-blind eyes.
+    """
+    is_over = inputs is not None and inputs.shape == shares.shape
+    layers = (shares, shares, inputs if is_over and inputs is not None else shares)
+    pixels = np.stack([np.uint8(255 * layer / max(float(layer.max()), 1e-12)) for layer in layers], axis=2)
+    times = max(1, 280 // max(shares.shape))
+    return pixels.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def _fresh(folder: Path) -> SummaryWriter:
@@ -98,22 +138,25 @@ def _fresh(folder: Path) -> SummaryWriter:
 
 
 def write_run_summary(
-    folder: Path, recipe_text: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, float]]
+    folder: Path, recipe_text: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """The run as a whole in its own folder: recipe, hyper-parameters, and accuracy against level.
 
     Args:
         settings: Hyper-parameters by dotted name; values of text, number or truth.
-        rows: One for each level: density, mean, lowest, highest (test accuracy over replicates).
+        rows: One for each level: density, mean, lowest, highest (test accuracy over replicates), and overlap, the
+            share of weights that two replicates both keep, or None.
     """
     with _fresh(folder) as writer:
         writer.add_text("recipe", "```yaml\n" + recipe_text + "```")
-        layout = {"accuracy": {"test accuracy by level: mean, lowest, highest": ["Margin", list(MARGIN)]}}
-        writer.add_custom_scalars(layout)
+        writer.add_custom_scalars(LAYOUT)
         for level, row in enumerate(rows):
             for tag in MARGIN:
                 writer.add_scalar(tag, row[tag.rpartition("/")[2]], level)
             writer.add_scalar("density/all", row["density"], level)
+            if row["overlap"] is not None:
+                writer.add_scalar("overlap/between_replicates", row["overlap"], level)
+                writer.add_scalar("overlap/by_chance", row["density"], level)
         # the public add_hparams() would open a second run beside this one
         assert writer.file_writer is not None
         for record in hparams(dict(settings), dict.fromkeys((MARGIN[0], "density/all"), 0.0)):

@@ -16,7 +16,9 @@ import torch
 
 from ticketlab.data.files import Places
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
-from ticketlab.recipe import Recipe
+from ticketlab.pruning.masks import Mask
+from ticketlab.pruning.overlap import between_replicates
+from ticketlab.recipe import Recipe, dotted
 from ticketlab.recipe_file import RecipeFile, read_recipe, recipe_yaml
 from ticketlab.report import run_levels, summarise
 from ticketlab.runs.manifest import check_same, environment, now
@@ -271,25 +273,30 @@ def write_summary(store: RunStore, recipe: Recipe) -> None:
     from ticketlab.runs.tensorboard import write_run_summary
 
     rows = [
-        {"density": row.density, "mean": row.test_accuracy.mean, "lowest": row.lowest, "highest": row.highest}
+        {
+            "density": row.density,
+            "mean": row.test_accuracy.mean,
+            "lowest": row.lowest,
+            "highest": row.highest,
+            "overlap": between_replicates(_masks(store, row.level)) if row.level else None,
+        }
         for row in summarise(run_levels(store))
         if row.test_accuracy.n == len(store.replicates())
     ]
     write_run_summary(store.path, recipe_yaml(recipe), flat_settings(recipe), rows)
 
 
+def _masks(store: RunStore, level: int) -> list[Mask]:
+    """Of each replicate that has a ticket at a level."""
+    tickets = [store.read_ticket(replicate, level) for replicate in store.replicates()]
+    return [ticket.mask for ticket in tickets if ticket is not None]
+
+
 def flat_settings(recipe: Recipe) -> dict[str, str | float | int | bool]:
     """The recipe as dotted names and plain values, for TensorBoard's table of hyper-parameters."""
-    flat: dict[str, str | float | int | bool] = {}
-
-    def add(prefix: str, value: object) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                add(f"{prefix}.{key}" if prefix else str(key), inner)
-        elif isinstance(value, str | int | float):
-            flat[prefix] = value
-        elif isinstance(value, list) and value:
-            flat[prefix] = ", ".join(str(item) for item in value)
-
-    add("", recipe.model_dump(mode="json", exclude={"claims"}))
-    return flat
+    settings = dotted(recipe.model_dump(mode="json", exclude={"claims"}))
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in settings.items()
+        if value not in (None, [])
+    }

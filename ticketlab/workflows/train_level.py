@@ -28,6 +28,9 @@ from ticketlab.training.optim import learning_rate, make_optimizer
 from ticketlab.training.trainable import Trainable, make_trainable
 from ticketlab.workflows.plan import Plan
 
+SEEN = 1000
+"""Training images whose mean is shown behind the first layer's mask."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -208,7 +211,9 @@ def train_level(
     if task.stop < plan.steps:
         store.write_optimizer(task.replicate, task.level, net.optimizer_state(trainer.optimizer))
     level = _finish(plan, task, trainer, watches, splits)
-    log_level(store.replicate_dir(task.replicate), level)
+    before = store.read_ticket(task.replicate, task.level - 1)
+    seen = splits.train.images[:SEEN].float().mean(dim=(0, 1)).cpu().numpy()
+    log_level(store.replicate_dir(task.replicate), level, task.mask, before.mask if before else None, seen)
     store.write_level(level, net.whole(trainer.best), final)
     yield level
 

@@ -1,0 +1,81 @@
+"""What masks have in common, and what the mask of a first layer looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ticketlab.pruning.masks import Mask
+
+SMALLEST_PICTURE = 8
+
+
+def kept_by_both(one: Mask, other: Mask) -> float:
+    """Of the weights that one mask keeps, the share that the other keeps, too."""
+    both = sum(int((kept & other[name]).sum()) for name, kept in one.items())
+    return both / max(1, sum(int(kept.sum()) for kept in one.values()))
+
+
+def between_replicates(masks: Sequence[Mask]) -> float | None:
+    """Mean share over all pairs of masks of one density; None for a single mask."""
+    if len(masks) < 2:
+        return None
+    return fmean(kept_by_both(one, other) for one, other in combinations(masks, 2))
+
+
+def nesting(masks: Sequence[Mask]) -> NDArray[np.float64]:
+    """Of each mask's weights (row), the share that another keeps, too (column)."""
+    return np.array([[kept_by_both(one, other) for other in masks] for one in masks])
+
+
+def picture_shape(inputs: int) -> tuple[int, int, int] | None:
+    """Channels, height and width of square pictures with so many numbers; None for inputs that are no picture."""
+    for channels in (1, 3):
+        side = round((inputs / channels) ** 0.5)
+        if side >= SMALLEST_PICTURE and channels * side * side == inputs:
+            return channels, side, side
+    return None
+
+
+def by_pixel(mask: Tensor) -> NDArray[np.float64] | None:
+    """Of each input pixel's weights into a first linear layer, the share that remains, (height, width).
+
+    Args:
+        mask: Of the layer, (units, inputs); None where the inputs are no square picture.
+    """
+    shape = picture_shape(mask.shape[1])
+    if shape is None:
+        return None
+    return np.asarray(mask.double().mean(dim=0).reshape(shape).mean(dim=0).numpy(), dtype=np.float64)
+
+
+def tiles(mask: Tensor) -> NDArray[np.float64]:
+    """A first convolution's mask as one picture: filters below each other, input channels beside each other.
+
+    Args:
+        mask: (filters, channels, height, width); 1 remains, 0 is removed, the lines between are 0.3.
+    """
+    filters, channels, height, width = mask.shape
+    made = np.full((filters * (height + 1), channels * (width + 1)), 0.3)
+    for row in range(filters):
+        for column in range(channels):
+            top, left = row * (height + 1), column * (width + 1)
+            made[top : top + height, left : left + width] = mask[row, column].numpy()
+    return made
+
+
+def first_layer(mask: Mapping[str, Tensor]) -> tuple[str, NDArray[np.float64]] | None:
+    """Name and picture of the first layer's mask; None where there is nothing to see, as of channels or of a table."""
+    if not mask:
+        return None
+    name, first = next(iter(mask.items()))
+    if first.dim() == 4:
+        return name, tiles(first)
+    if first.dim() == 2 and (shares := by_pixel(first)) is not None:
+        return name, shares
+    return None
