@@ -1,3 +1,20 @@
-"""Lottery tickets from a YAML recipe: find them, measure them, keep them."""
+"""Lottery tickets from a YAML recipe: find them, measure them, keep them.
+
+From Python: `ticketlab.prune(recipe)` and `ticketlab.load_run(path)`, which give a `ticketlab.Run`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ticketlab.notebook import Run, load_run, prune
 
 __version__ = "0.1.0"
+__all__ = ["Run", "__version__", "load_run", "prune"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is exported is loaded when it is first asked for: the command line must not wait for torch."""
+    if name in __all__:
+        return getattr(import_module("ticketlab.notebook"), name)
+    raise AttributeError(f"module 'ticketlab' has no attribute '{name}'")

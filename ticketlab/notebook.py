@@ -1,0 +1,138 @@
+"""ticketlab from Python: prune a recipe, load a run, look at its levels, masks and networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+
+from ticketlab.data.files import Places
+from ticketlab.errors import RunError
+from ticketlab.pruning.masks import Mask
+from ticketlab.recipe import Recipe
+from ticketlab.recipe_file import read_recipe
+from ticketlab.report import run_levels, state, summarise
+from ticketlab.runs.store import RunStore, find_run
+from ticketlab.workflows.source import from_run
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class Run:
+    """A pruning run on disk, finished or not; read anew at every call."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path}: {self.state}, {len(self.levels())} levels>"
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self._store.path
+
+    @property
+    def name(self) -> str:
+        """The recipe's name and a hash of what decides the results."""
+        return self._store.name
+
+    @property
+    def state(self) -> str:
+        """Finished, running, interrupted or failed."""
+        return state(self._store, self.manifest)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What made the run: versions, commit, machine, data, seeds."""
+        return self._store.read_manifest()
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe as it was run, with every default."""
+        return read_recipe(self._store.witness).recipe
+
+    def levels(self) -> list[dict[str, Any]]:
+        """One plain dict for each finished level of each replicate: density, accuracies, steps, times, layers, …"""
+        return [level.summary() for level in run_levels(self._store)]
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One plain dict for each level over its replicates; means with 95 % intervals and n."""
+        return [asdict(row) for row in summarise(run_levels(self._store))]
+
+    def frame(self) -> DataFrame:
+        """`levels` as a pandas table with a column for each layer's density; raises RunError without pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise RunError("a frame needs pandas, which is not installed; levels() gives plain dicts") from error
+        return pandas.json_normalize(self.levels())
+
+    def curve(self, level: int, replicate: int = 1) -> list[dict[str, float]]:
+        """A level's training, a dict for each evaluation: step, train_loss, val_loss, val_accuracy, lr, step_ms."""
+        return list(self._store.read_level(replicate, level).curve)
+
+    def mask(self, level: int, replicate: int = 1) -> Mask:
+        """Of each pruned tensor by name: True where a weight remains; raises RunError where there is no such level."""
+        ticket = self._store.read_ticket(replicate, level)
+        if ticket is None:
+            raise RunError(f"{self._store.level_dir(replicate, level)}: there is no ticket")
+        return ticket.mask
+
+    def weights(
+        self, level: int, replicate: int = 1, at: Literal["early_stop", "final"] = "early_stop"
+    ) -> dict[str, Tensor]:
+        """The trained state of a level, at its early-stop step or at the end of its training."""
+        return self._store.read_weights(replicate, level, at)
+
+    def network(self, level: int | None = None, replicate: int = 1, data: Path | None = None) -> nn.Module:
+        """The trained network of a level, the deepest if none is named, at its early-stop step, in evaluation mode.
+
+        Args:
+            data: Folder with data sets, which tell the shapes of input and output; as `--data` of the commands.
+        """
+        return from_run(self._store, Places.default(data), level, replicate, ()).model
+
+
+def load_run(run: str | Path | None = None, runs: str | Path = "runs") -> Run:
+    """A run by its path, its name or a unique prefix of it; the newest if none is named.
+
+    Raises RunError where there is no such run, or where another command than `ticketlab prune` made it.
+    """
+    store = find_run(Path(runs), None if run is None else str(run), "prune" if run is None else None)
+    if store.kind != "prune":
+        raise RunError(f"{store.path}: was made by ticketlab {store.kind}; load_run reads pruning runs")
+    return Run(store)
+
+
+def prune(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    runs: str | Path = "runs",
+    data: str | Path | None = None,
+    workers: int = 1,
+    threads: int = 1,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Run:
+    """Find lottery tickets as `ticketlab prune RECIPE` does, with the same runs: a finished one is only read.
+
+    Args:
+        overrides: Changes to the recipe as `--set` has them, such as `"pruning.levels=3"`.
+        workers: Replicates at a time; more than one are processes of their own, so that a script needs
+            `if __name__ == "__main__":` around the call.
+
+    Raises TicketlabError where the command would end with an error.
+    """
+    from ticketlab.cli.progress import follow
+    from ticketlab.workflows.run import Machine, prune_run
+
+    machine = Machine(Path(runs), Places.default(None if data is None else Path(data)), device, workers, threads)
+    store, _ = follow(prune_run(read_recipe(Path(recipe), overrides), machine), quiet)
+    return Run(store)
