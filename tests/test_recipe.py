@@ -67,4 +67,6 @@ def test_every_other_field_changes_the_hash(write_recipe):
 
 def test_a_resolved_recipe_reads_back_equal(write_recipe):
     recipe = read_recipe(write_recipe(PINNED), ["train.milestones=[80ep, 120ep]", "train.lr=1e-3"]).recipe
-    assert read_recipe(write_recipe(recipe_yaml(recipe), "again.yaml")).recipe == recipe
+    for in_short in (False, True):
+        assert read_recipe(write_recipe(recipe_yaml(recipe, in_short), "again.yaml")).recipe == recipe
+    assert "momentum" not in recipe_yaml(recipe, in_short=True) and "momentum" in recipe_yaml(recipe)

@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ticketlab.report import Estimate, estimate, half_width
 
@@ -130,3 +130,27 @@ def seeds_to_decide(found: Estimate, bounds: Bounds, least: int) -> int | None:
     deviation = (found.high - found.mean) / half_width(1, found.n)
     distance = min(abs(found.mean - bounds.low), abs(found.mean - bounds.high))
     return next((n for n in range(max(found.n, least), MOST_SEEDS + 1) if half_width(deviation, n) <= distance), None)
+
+
+def expected_in_words(record: Mapping[str, Any]) -> str:
+    """The bounds of a claim as `verify` keeps it: `≥ 0.20 points`."""
+    bounds = record["expected"]
+    if "expected" in bounds:
+        return f"{_spoken(bounds['expected'], record)} ± {_spoken(bounds['tolerance'], record)}"
+    told = {"at_least": "≥", "at_most": "≤"}
+    return ", ".join(f"{sign} {_spoken(bounds[name], record)}" for name, sign in told.items() if name in bounds)
+
+
+def measured_in_words(record: Mapping[str, Any]) -> str:
+    """Mean and interval, or why there is none."""
+    found = record["measured"]
+    if not found:
+        return str(record["problem"] or "nothing")
+    half = "" if found["high"] is None else f" ± {_spoken(found['high'] - found['mean'], record)}"
+    return f"{_spoken(found['mean'], record)}{half}"
+
+
+def _spoken(value: float, record: Mapping[str, Any]) -> str:
+    """Accuracies in points, anything else as it is; a ratio of accuracies is a plain number."""
+    in_points = record["metric"].endswith(("accuracy", "barrier")) and "/" not in record["that"]
+    return f"{100 * value:.2f} points" if in_points else f"{value:.4g}"

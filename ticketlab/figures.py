@@ -6,7 +6,7 @@ import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -242,12 +242,13 @@ def methods_side_by_side(comparisons: Sequence[Comparison]) -> Figure:
     return figure
 
 
-def plain_log_axis(axes: Axes) -> None:
+def plain_log_axis(axes: Axes, which: Literal["x", "y"] = "x") -> None:
     """Logarithmic, with few plain numbers."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=8))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    scale, axis = (axes.set_xscale, axes.xaxis) if which == "x" else (axes.set_yscale, axes.yaxis)
+    scale("log")
+    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _places(points: Sequence[Point]) -> list[list[float | None]]:

@@ -118,9 +118,11 @@ def parse_value(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-def recipe_yaml(recipe: Recipe) -> str:
-    """A recipe with every field written out; reading it back gives an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def recipe_yaml(recipe: Recipe, in_short: bool = False) -> str:
+    """A recipe with every field, or with those alone that are not at their defaults; read back it is equal."""
+    return yaml.safe_dump(
+        recipe.model_dump(mode="json", exclude_defaults=in_short), sort_keys=False, allow_unicode=True
+    )
 
 
 def _text(path: Path) -> str:

@@ -1,9 +1,12 @@
-"""`ticketlab report --compare` on real little runs."""
+"""`ticketlab report` on real little runs."""
 
 import csv
 import json
+import re
+from pathlib import Path
 
 import pytest
+from support import TINY
 
 
 @pytest.fixture
@@ -55,12 +58,73 @@ def test_the_comparison_is_no_run(ticketlab, runs):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("report", "tiny"), "say --compare"),
+    (("report", "tiny"), "'tiny' fits several runs, name one"),
+    (("report", "--out", "here.txt"), "here.txt: is a file; name a folder"),
     (("report", "--compare"), "two runs or more"),
     (("report", "--compare", "tinny"), "no run 'tinny' in runs; known: tiny-"),
     (("report", "--compare", "tiny", "--against", "nothing"), "no method or run 'nothing'"),
 ])  # fmt: skip
-def test_what_cannot_be_compared_is_one_message_and_status_2(ticketlab, runs, arguments, message):
+def test_what_cannot_be_shown_is_one_message_and_status_2(ticketlab, runs, tmp_path, arguments, message):
+    (tmp_path / "here.txt").touch()
     ran = ticketlab(*arguments)
     assert ran.exit_code == 2
     assert message in ran.stderr and ran.stdout == ""
+
+
+CLAIMED = """
+claims:
+  - {claim: "a ticket of <64 %> classifies", source: "these & other tests", that: ticket, at: {level: 2}, at_least: 0.1,
+     seeds: 2}
+"""
+
+
+@pytest.fixture
+def claimed(ticketlab, write_recipe):
+    """A run of two seeds with a claim, its verdict, and two controls of each level; its folder."""
+    recipe = write_recipe(TINY + CLAIMED)
+    for arguments in (
+        ("verify", recipe, "-s", "replicates=2", "--workers", "1", "--quiet"),
+        ("controls", "tiny", "--level", "all", "--control", "reinit,shuffled_mask", "--workers", "1", "--quiet"),
+    ):
+        ran = ticketlab(*arguments)
+        assert ran.exit_code == 0, ran.stderr
+    return next(path.parent for path in Path("runs").glob("*/claims.json"))
+
+
+def test_a_run_is_one_page_with_its_claims_controls_and_masks(ticketlab, claimed):
+    ran = ticketlab("report")
+    assert ran.exit_code == 0, ran.stderr
+    assert ran.stdout.strip() == str(claimed / "report" / "index.html")
+    page = (claimed / "report" / "index.html").read_text()
+    assert "a ticket of &lt;64 %&gt; classifies" in page and "✓ holds" in page
+    assert re.findall(r'<section id="(\w+)">', page) == [
+        "claims", "accuracy", "controls", "training", "layers", "masks", "cost", "environment",
+    ]  # fmt: skip
+    pictures = {path.name for path in (claimed / "report" / "figures").iterdir()}
+    assert {"accuracy.png", "accuracy.svg", "controls.svg", "pixels.png", "overlap.svg"} <= pictures
+    assert page.count("<svg") == len(pictures) / 2
+
+
+def test_the_numbers_beside_the_page_are_those_of_the_run(ticketlab, claimed):
+    written = json.loads(ticketlab("report", "--json").stdout)
+    assert Path(written["page"]).stat().st_size == written["bytes"]
+    shown = json.loads(ticketlab("runs", "show", "--json").stdout)
+    levels = {(found["replicate"], level["level"]): level for found in shown["replicates"] for level in found["levels"]}
+    rows = list(csv.DictReader((claimed / "report/data/levels.csv").read_text().splitlines()))
+    assert len(rows) == len(levels) == 6
+    for row in rows:
+        level = levels[int(row["replicate"]), int(row["level"])]
+        assert float(row["test_accuracy"]) == level["test_accuracy"] and int(row["remaining"]) == level["remaining"]
+    mean = shown["summary"][2]["test_accuracy"]["mean"]
+    page = (claimed / "report/index.html").read_text()
+    assert f"{100 * mean:.2f} ±" in page
+
+
+def test_several_runs_are_one_page_with_what_differs_between_them(ticketlab, runs, tmp_path):
+    names = [path.name for path in (tmp_path / "runs").iterdir()]
+    ran = ticketlab("report", *names)
+    assert ran.exit_code == 0, ran.stderr
+    page = (tmp_path / "runs" / "report" / "index.html").read_text()
+    assert "3 runs side by side" in page and "pruning.criterion" in page
+    assert all(f"<h2>{name}</h2>" in page for name in names)
+    assert "report" not in ticketlab("runs", "ls").stdout

@@ -250,13 +250,14 @@ def bench(
     """Time dense, masked, fused and int8 networks in every runtime that is here, side by side; sizes and memory too."""
     with render.one_line_errors(verbose):
         from ticketlab.cli import shipping
+        from ticketlab.runs.results import BENCH
         from ticketlab.workflows.bench import bench as measure
         from ticketlab.workflows.ship import newest, shipment
 
         names: list[str | None] = list(run or ()) or [None]
         stores = [newest(runs, name, level) for name in names]
         found = [shipment(store, places_of(data), level if store.kind == "prune" else None) for store in stores]
-        shipping.benched(measure(found, runs, places_of(data), out or runs / "bench"), quiet, json)
+        shipping.benched(measure(found, runs, places_of(data), out or runs / BENCH), quiet, json)
 
 
 @app.command()
@@ -335,23 +336,30 @@ def federate(
 
 @app.command()
 def report(
-    run: Annotated[list[str] | None, typer.Argument(metavar="RUN…", help="Names, paths or prefixes of runs.")] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Several runs, method beside method.")] = False,
+    run: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN…]", help="Names, paths or prefixes; the newest if left out.")
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Only tables, of methods side by side.")] = False,
     against: Annotated[
         str | None, typer.Option(help="Method or run that the others are compared with [default: magnitude].")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for CSV and figure [default: RUNS/comparison].")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder [default: RUN/report; RUNS/report for several, RUNS/comparison for tables]."),
+    ] = None,
     runs: RunsRoot = Path("runs"),
     json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Put runs side by side: accuracy against density, training operations and seconds, with verdicts."""
-    with render.one_line_errors():
-        if not compare:
-            raise TicketlabError("say --compare and name two runs or more; one run is shown by: ticketlab runs show")
-        from ticketlab.cli.comparing import compared
-        from ticketlab.workflows.report import compare_runs
+    """Write what came of a run, or of several side by side, as one HTML page with figures and CSV files beside it."""
+    with render.one_line_errors(verbose):
+        from ticketlab.cli import comparing
+        from ticketlab.workflows.report import compare_runs, report_runs
 
-        compared(compare_runs(runs, run or [], against, out or runs / "comparison"), json)
+        if compare:
+            comparing.compared(compare_runs(runs, run or [], against, out or runs / "comparison"), json)
+        else:
+            comparing.reported(report_runs(runs, run or [], against, out), json)
 
 
 def main() -> None:

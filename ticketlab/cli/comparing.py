@@ -1,10 +1,21 @@
-"""Methods side by side, as tables or JSON."""
+"""What reports came to: the page that was written, or methods side by side as tables or JSON."""
 
 from __future__ import annotations
 
-from ticketlab.cli.render import new_table, note, result, show, with_interval
+from ticketlab.cli.render import counted, new_table, note, result, show, with_interval
 from ticketlab.comparison import Point, as_dict, said, verdicts
-from ticketlab.workflows.report import Compared
+from ticketlab.workflows.report import Compared, Reported
+
+
+def reported(done: Reported, json: bool) -> None:
+    """The page, where it is and how large."""
+    if json:
+        named = {name: getattr(done, name) for name in ("figures", "tables", "bytes")}
+        result({"page": str(done.page), "runs": [str(path) for path in done.runs], **named})
+        return
+    result(str(done.page))
+    beside = f"{counted(done.figures, 'figure')} and {counted(done.tables, 'table')}, beside it as PNG, SVG and CSV"
+    note(f"{done.bytes / 1e6:.1f} MB with {beside}; open it in a browser, or send it to someone")
 
 
 def compared(done: Compared, json: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ticketlab.claims import expected_in_words, measured_in_words
 from ticketlab.cli.render import new_table, note, result, show, with_interval
 from ticketlab.errors import GateFailed
 from ticketlab.report import Estimate
@@ -70,8 +71,8 @@ def claims(record: Mapping[str, Any], json: bool) -> None:
             found, what = one["measured"], f"{one['that']} ({one['metric'].replace('_', ' ')}, level {one['level']})"
             table.add_row(
                 f"{one['claim']}\n{one['source']}\n{what}",
-                _expected(one),
-                _measured(one),
+                expected_in_words(one),
+                measured_in_words(one),
                 str(found["n"] if found else 0),
                 one["verdict"] + _more(one),
             )
@@ -80,28 +81,6 @@ def claims(record: Mapping[str, Any], json: bool) -> None:
     wrong = failed(record)
     if wrong:
         raise GateFailed(f"{len(wrong)} of {len(record['claims'])} claims failed: {'; '.join(wrong)}")
-
-
-def _spoken(value: float, one: Mapping[str, Any]) -> str:
-    """Accuracies in points, anything else as it is; a ratio of accuracies is a plain number."""
-    in_points = one["metric"].endswith(("accuracy", "barrier")) and "/" not in one["that"]
-    return f"{100 * value:.2f} points" if in_points else f"{value:.4g}"
-
-
-def _expected(one: Mapping[str, Any]) -> str:
-    bounds = one["expected"]
-    if "expected" in bounds:
-        return f"{_spoken(bounds['expected'], one)} ± {_spoken(bounds['tolerance'], one)}"
-    told = {"at_least": "≥", "at_most": "≤"}
-    return ", ".join(f"{sign} {_spoken(bounds[name], one)}" for name, sign in told.items() if name in bounds)
-
-
-def _measured(one: Mapping[str, Any]) -> str:
-    found = one["measured"]
-    if not found:
-        return str(one["problem"] or "nothing")
-    half = "" if found["high"] is None else f" ± {_spoken(found['high'] - found['mean'], one)}"
-    return f"{_spoken(found['mean'], one)}{half}"
 
 
 def _more(one: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Reports from finished runs: what is compared, and which files it leaves."""
+"""Reports from finished runs: which runs are meant, what is shown of them, and which files that leaves."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ticketlab.comparison import Comparison, compare, run_networks, table_rows
 from ticketlab.errors import RunError
-from ticketlab.report import state
+from ticketlab.page.blocks import Page
+from ticketlab.report import run_levels, state
 from ticketlab.runs.rows import write_csv
-from ticketlab.runs.store import RunStore, find_runs
+from ticketlab.runs.store import RunStore, find_run, find_runs
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,80 @@ class Compared:
     files: list[Path]
     left_out: list[str]
     """Runs that have no finished network, each with its state."""
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A page and what lies beside it."""
+
+    page: Path
+    figures: int
+    tables: int
+    bytes: int
+    """Of the page alone."""
+    runs: list[Path]
+
+
+def report_runs(root: Path, names: Sequence[str], against: str | None, out: Path | None) -> Reported:
+    """Write the page of a run, of the newest if none is named, or of several side by side.
+
+    Args:
+        against: Of several: the method or run that the others are compared with.
+        out: Folder [default: `report` in the run, or in `root` for several].
+
+    Raises RunError for a run with nothing to show yet, for several that were not made by pruning, and where the files
+    cannot be written.
+    """
+    from ticketlab.page.html import html
+
+    stores = _named(root, names)
+    page = _page(stores, against)
+    folder = out or (stores[0].path if len(stores) == 1 else root) / "report"
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"--out {folder}: is a file; name a folder")
+    try:
+        content = html(page).encode()
+        _write_beside(page, folder)
+        RunStore(folder).write_file("index.html", content)
+    except OSError as error:
+        raise RunError(f"--out {folder}: cannot be written ({error.strerror}); name another folder") from error
+    found = [store.path for store in stores]
+    return Reported(folder / "index.html", len(page.pictures), len(page.tables), len(content), found)
+
+
+def _named(root: Path, names: Sequence[str]) -> list[RunStore]:
+    """The runs that are meant; one name stands for one run, several may be prefixes of more."""
+    if len(names) < 2:
+        return [find_run(root, names[0] if names else None)]
+    found = {store.path.resolve(): store for name in names for store in find_runs(root, name, "prune")}
+    return list(found.values())
+
+
+def _page(stores: Sequence[RunStore], against: str | None) -> Page:
+    from ticketlab.page.others import PAGES
+    from ticketlab.page.pruning import pruning_page
+    from ticketlab.page.side_by_side import side_by_side
+
+    for store in stores:
+        is_pruning = store.kind == "prune"
+        name, _ = PAGES.get(store.kind, ("", None))
+        if not (run_levels(store) if is_pruning else store.has_result(name)):
+            raise RunError(f"{store.path}: has nothing to show yet; the same command goes on with it")
+    if len(stores) > 1:
+        return side_by_side(stores, against)
+    return pruning_page(stores[0]) if stores[0].kind == "prune" else PAGES[stores[0].kind][1](stores[0])
+
+
+def _write_beside(page: Page, folder: Path) -> None:
+    """Figures as files for papers, tables as CSV."""
+    from ticketlab.figures import encode
+
+    kept = RunStore(folder)
+    for picture in page.pictures:
+        for kind, content in encode(picture.figure).items():
+            kept.write_file(f"figures/{picture.name}.{kind}", content)
+    for table in page.tables:
+        write_csv(folder / "data" / f"{table.name}.csv", table.records())
 
 
 def compare_runs(root: Path, names: Sequence[str], against: str | None, out: Path) -> Compared:

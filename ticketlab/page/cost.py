@@ -1,0 +1,108 @@
+"""What a run cost, what was shipped of it, and how to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import fmean
+
+from ticketlab.page.blocks import Block, Table, Text
+from ticketlab.page.facts import Facts
+from ticketlab.page.words import among, percents, plain, settings_table, total_time
+from ticketlab.recipe_file import recipe_yaml
+from ticketlab.runs.results import BENCH, BENCHED, EXPORTS
+
+
+def cost(facts: Facts) -> Iterator[Block]:
+    """Weights, operations, seconds and bytes of each level; exported files."""
+    rows = []
+    for row in facts.rows:
+        same = [level for level in facts.levels if level.level == row.level]
+        flops = [level.flops for level in same if level.flops is not None]
+        rows.append(
+            {
+                "level": row.level,
+                "density": row.density,
+                "remaining": same[0].remaining,
+                "total": same[0].total,
+                "steps": fmean(level.steps for level in same),
+                "operations": fmean(flops) if flops else None,
+                "seconds": fmean(level.seconds for level in same),
+                "ticket_bytes": facts.store.ticket_bytes(same[0].replicate, row.level),
+            }
+        )
+    yield Table(
+        "cost",
+        f"What each level cost on {facts.manifest.get('cpu') or 'this machine'}, "
+        f"{among(facts.manifest.get('threads', 1), 'thread')}, mean over replicates; "
+        f"{total_time(sum(level.seconds for level in facts.levels))} of training in all",
+        ("level", "weights", "of", "steps", "10⁹ operations", "seconds", "ticket file,\nbytes"),
+        [
+            (
+                str(row["level"]), f"{row['remaining']:,}", f"{row['total']:,}", f"{row['steps']:,.0f}",
+                "?" if row["operations"] is None else f"{row['operations'] / 1e9:,.0f}", f"{row['seconds']:.1f}",
+                f"{row['ticket_bytes']:,}",
+            )
+            for row in rows
+        ],
+        rows,
+    )  # fmt: skip
+    yield from _timed(facts)
+    exported = facts.record(EXPORTS)
+    if exported is not None:
+        yield Table(
+            "exports",
+            "Files for other programs, each judged on real images in its own runtime",
+            ("network", "format", "precision", "bytes", "same answer %", "test accuracy %", "verdict"),
+            [
+                (
+                    one["network"], one["format"], one["precision"], f"{one['bytes']:,}",
+                    percents(one["top1_agreement"]), percents(one["test_accuracy"]),
+                    "accepted" if one["accepted"] else f"rejected: {one['reason']}",
+                )
+                for one in exported["files"]
+            ],
+            exported["files"],
+        )  # fmt: skip
+
+
+def _timed(facts: Facts) -> Iterator[Block]:
+    """What `ticketlab bench` last measured of this run's networks."""
+    beside = facts.store.beside(BENCH)
+    rows = beside.read_result(BENCHED)["rows"] if beside.has_result(BENCHED) else []
+    own = [row for row in rows if row["network"].startswith(facts.store.name)]
+    if own:
+        yield Table(
+            "latency",
+            "Latency of one thread in each runtime, by ticketlab bench",
+            ("network", "runtime", "type", "images", "µs, median", "bytes", "MACs"),
+            [
+                (
+                    row["network"], row["runtime"], row["dtype"], str(row["batch"]), f"{row['latency_us_median']:.1f}",
+                    f"{row['bytes']:,}" if row["bytes"] else "–", f"{row['effective_macs']:,}",
+                )
+                for row in own
+            ],
+            own,
+        )  # fmt: skip
+
+
+def again(facts: Facts) -> Iterator[Block]:
+    """Versions, machine, data and the recipe."""
+    manifest = facts.manifest
+    known = {
+        "data": f"{manifest.get('data')}, SHA-256 {str(manifest.get('data_checksum'))[:16]}…",
+        "seeds": plain(manifest.get("seeds")),
+        "commit": plain(manifest.get("commit")),
+        **{name: plain(value) for name, value in manifest.get("versions", {}).items()},
+        **{
+            name: plain(manifest.get(name))
+            for name in ("platform", "cpu", "cores", "device", "threads", "created", "updated")
+        },
+        "command": plain(manifest.get("command")),
+    }
+    yield settings_table("environment", "What the run was made with", known)
+    yield Text(
+        "What the recipe says beyond the defaults; as a file, ticketlab prune FILE makes the run again. The run's "
+        "recipe.yaml has all fields."
+    )
+    yield Text(recipe_yaml(facts.recipe, in_short=True).rstrip(), is_code=True)

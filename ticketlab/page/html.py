@@ -1,0 +1,68 @@
+"""A page as one HTML file: styles and figures inside, nothing loaded from anywhere, no script."""
+
+from __future__ import annotations
+
+import io
+import re
+from functools import cache
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from ticketlab.page.blocks import Page, Picture, Table, Text
+
+REFERENCES = re.compile(r'( id="|url\(#|href="#)')
+OURS = {"#000000": "currentColor", "#ffffff": "var(--paper)"}
+"""Colours of a drawing that follow the page, light or dark."""
+SMALLEST = 0.57
+"""A drawing is not made smaller than this share of its size: one of 6.4 inches fits on a telephone."""
+
+
+def html(page: Page) -> str:
+    """The whole document."""
+    return _template().render(page=page, style=Markup(_style()), svg=inline_svg, kind=_kind)
+
+
+@cache
+def _template() -> Template:
+    loader = PackageLoader("ticketlab.page", "")
+    made = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    return made.get_template("page.html.j2")
+
+
+@cache
+def _style() -> str:
+    return (files("ticketlab.page") / "page.css").read_text(encoding="utf-8")
+
+
+def _kind(block: Text | Table | Picture) -> str:
+    return type(block).__name__.lower()
+
+
+def inline_svg(picture: Picture) -> Markup:
+    """A figure as an element of the page: its text stays text, and its black is the page's own colour of text."""
+    # names inside a drawing are those of the page, so each drawing gets names of its own
+    found = REFERENCES.sub(rf"\g<1>{picture.name}-", _svg(picture.figure, picture.name))
+    for drawn, ours in OURS.items():
+        found = found.replace(drawn, ours)
+    size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', found)
+    assert size is not None, "matplotlib writes the size of its drawings in points"
+    width = 4 / 3 * float(size[1])
+    style = f"max-width: {width:.0f}px; min-width: {SMALLEST * width:.0f}px"
+    label = Markup('role="img" aria-label="{}" style="{}"').format(picture.alt, style)
+    before, _, after = found.partition(size[0])
+    return Markup(before) + label + Markup(after)
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The drawing alone, the same bytes for the same figure."""
+    FigureCanvasSVG(figure)
+    content = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(content, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    drawn = content.getvalue()
+    return drawn[drawn.index("<svg") :]

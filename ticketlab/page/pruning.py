@@ -1,0 +1,250 @@
+"""The page of a pruning run: what came of it, and what other commands found out about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ticketlab import run_figures, ticket_figures
+from ticketlab.claims import expected_in_words, measured_in_words
+from ticketlab.draws import SEARCH
+from ticketlab.figures import mask_distances
+from ticketlab.page.blocks import Block, Page, Picture, Section, Table, Text
+from ticketlab.page.cost import again, cost
+from ticketlab.page.facts import Facts
+from ticketlab.page.masks import layers, masks
+from ticketlab.page.words import among, interval, percent, percents, points
+from ticketlab.report import Row, state, winning
+from ticketlab.runs.results import CLAIMS, STABILITY, SUPERMASK
+from ticketlab.runs.store import RunStore
+
+
+def pruning_page(store: RunStore) -> Page:
+    """All of a run that has a finished level."""
+    facts = Facts(store)
+    made = (
+        Section(name, title, blocks)
+        for name, title, write in SECTIONS
+        if (blocks := [block for block in write(facts) if block is not None])
+    )
+    stand_in = facts.manifest.get("stand_in_for")
+    warning = (
+        f"Stand-in data: trained on {facts.manifest['data']} in place of {stand_in}. No number here is comparable with "
+        "one of the real data."
+        if stand_in
+        else None
+    )
+    return Page(store.name, list(_lead(facts)), list(made), warning)
+
+
+def _lead(facts: Facts) -> Iterator[str]:
+    recipe, rows = facts.recipe, facts.rows
+    yield (
+        f"{recipe.model.name} on {facts.manifest['data']}, {recipe.method}: {among(len(facts.masks), 'replicate')}, "
+        f"{among(len(rows), 'level')}, {state(facts.store, facts.manifest)}."
+    )
+    dense, best, last = rows[0], winning(rows), rows[-1]
+    yield f"Dense network: {_spoken(dense)} of test images right."
+    if best.level:
+        yield (
+            f"Sparsest ticket as good on validation data: level {best.level}, {percent(best.density)} of weights, "
+            f"{_spoken(best)}"
+            + (f" ({points(best.minus_dense)} against the dense network)." if best.minus_dense else ".")
+        )
+    if last.level not in (0, best.level):
+        yield f"Sparsest of all: {percent(last.density)} of weights, {_spoken(last)}."
+
+
+def _spoken(row: Row) -> str:
+    return f"{interval(row.test_accuracy)} % (n = {row.test_accuracy.n})"
+
+
+def _claims(facts: Facts) -> Iterator[Block]:
+    record = facts.record(CLAIMS)
+    if record is None:
+        return
+    marks = {"holds": "✓ holds", "fails": "✗ fails"}
+    yield Table(
+        "claims",
+        "Claims of the recipe against what was measured: mean over seeds with its 95 % interval; "
+        "a claim holds where the whole interval is within its bounds",
+        ("claim", "source", "expected", "measured", "n", "verdict"),
+        [
+            (
+                one["claim"],
+                one["source"],
+                expected_in_words(one),
+                measured_in_words(one),
+                str(one["measured"]["n"] if one["measured"] else 0),
+                marks.get(one["verdict"], f"– {one['verdict']}"),
+            )
+            for one in record["claims"]
+        ],
+        record["claims"],
+    )
+
+
+def _accuracy(facts: Facts) -> Iterator[Block]:
+    records = _records(facts)
+    if len(facts.rows) > 1:
+        first, last = facts.rows[0], facts.rows[-1]
+        best = max(facts.rows, key=lambda row: row.test_accuracy.mean)
+        yield Picture(
+            "accuracy",
+            "Test accuracy at the early-stop step (the smallest validation loss) and the step itself, against the "
+            "weights that remain; means with 95 % intervals over replicates",
+            f"Test accuracy against the weights that remain: {percent(first.test_accuracy.mean)} dense, highest "
+            f"{percent(best.test_accuracy.mean)} at {percent(best.density)}, {percent(last.test_accuracy.mean)} at "
+            f"{percent(last.density)}. Early-stop step: {first.early_stop_step.mean:.0f} dense, "
+            f"{last.early_stop_step.mean:.0f} at the sparsest.",
+            ticket_figures.against_density(records),
+        )
+    yield Table(
+        "levels",
+        "Each level over replicates: means ± half of the 95 % interval; differences are paired by seed",
+        ("level", "density\n%", "on live\npaths %", "test\naccuracy %", "n", "minus dense,\npoints", "at the\nend %",
+         "early-stop\nstep", "ms per\nstep"),
+        [
+            (
+                str(row.level),
+                percents(row.density),
+                "?" if row.effective_density is None else percents(row.effective_density),
+                interval(row.test_accuracy),
+                str(row.test_accuracy.n),
+                points(row.minus_dense) if row.level and row.minus_dense else "",
+                percents(row.final_test_accuracy.mean),
+                f"{row.early_stop_step.mean:.0f}",
+                f"{row.step_ms:.2f}",
+            )
+            for row in facts.rows
+        ],
+        [level.summary() for level in facts.levels],
+    )  # fmt: skip
+
+
+def _records(facts: Facts) -> list[dict[str, Any]]:
+    """Each ticket's level beside its controls, as `ticketlab controls` has it, or without any."""
+    dense = facts.rows[0]
+    ended = dense.minus_dense is not None
+    return [
+        facts.controls.get(row.level)
+        or {
+            "run": str(facts.store.path),
+            "density": row.density,
+            "ticket": asdict(row),
+            "dense": asdict(dense) if ended else None,
+            "controls": [],
+        }
+        for row in facts.rows[1:]
+    ]
+
+
+def _controls(facts: Facts) -> Iterator[Block]:
+    if not facts.controls:
+        return
+    yield Text(
+        "Each control is trained as the ticket was, in all but the one thing that its name says; differences from the "
+        "ticket are paired by seed."
+    )
+    full = max(facts.controls.values(), key=lambda record: (len(record["controls"]), -record["level"]))
+    names = [row["control"] for row in full["controls"]]
+    yield Picture(
+        "controls",
+        f"Level {full['level']}, {percent(full['density'])} of weights: the ticket, the dense network, the controls; "
+        "mean test accuracy with 95 % interval",
+        "; ".join(
+            f"{row['control'].replace('_', ' ')} {percent(row['test_accuracy']['mean'])}"
+            for row in (full["ticket"], full["dense"], *full["controls"])
+            if row
+        ),
+        ticket_figures.beside_controls(full),
+    )
+    rows = [(record, row) for _, record in sorted(facts.controls.items()) for row in record["controls"]]
+    yield Table(
+        "controls",
+        f"Controls ({', '.join(name.replace('_', ' ') for name in names)}) against the ticket of their level",
+        ("level", "density\n%", "control", "test\naccuracy %", "minus ticket,\npoints", "n", "early-stop\nstep"),
+        [
+            (
+                str(record["level"]),
+                percents(record["density"]),
+                row["control"].replace("_", " "),
+                interval(row["test_accuracy"]),
+                points(row["minus_ticket"]),
+                str(row["test_accuracy"]["n"]),
+                f"{row['early_stop_step']['mean']:.0f}",
+            )
+            for record, row in rows
+        ],
+        [{"level": record["level"], "density": record["density"], **row} for record, row in rows],
+    )
+
+
+def _stability(facts: Facts) -> Iterator[Block]:
+    for place, name in enumerate(facts.store.results(STABILITY), 1):
+        record = facts.store.read_result(name)
+        told = ", ".join(
+            f"{percents(row['barrier']['validation']['mean'])} points at level {row['level']} from step {row['step']}"
+            for row in record["rows"]
+        )
+        yield Picture(
+            f"barriers-{place}",
+            "Linear mode connectivity (Frankle et al. 2020): how far the error on the line between two copies, "
+            "trained apart from one step, rises above their own; below 2 points they are stable",
+            f"Error barriers: {told}.",
+            ticket_figures.barriers(record),
+        )
+
+
+def _supermasks(facts: Facts) -> Iterator[Block]:
+    record = facts.record(SUPERMASK)
+    if record is None or not (record["one_shot"] or record["learned"]):
+        return
+    best = max([*record["one_shot"], *record["learned"]], key=lambda row: row["test_accuracy"]["mean"])
+    yield Picture(
+        "supermasks",
+        "Networks whose weights were never trained under masks: validation accuracy against the density of the mask",
+        f"The best mask gives {percent(best['test_accuracy']['mean'])} of test images.",
+        ticket_figures.supermasks(record),
+    )
+
+
+def _training(facts: Facts) -> Iterator[Block]:
+    trained = [level for level in facts.levels if len(level.curve) > 1]
+    if trained:
+        yield Picture(
+            "training",
+            "Validation loss and accuracy while each level trained; darker lines are denser networks",
+            f"Validation loss against the step for {among(len(facts.rows), 'level')}; mean early-stop steps go from "
+            f"{facts.rows[0].early_stop_step.mean:.0f} to {facts.rows[-1].early_stop_step.mean:.0f}.",
+            run_figures.training_curves(trained),
+        )
+
+
+def _searches(facts: Facts) -> Iterator[Block]:
+    for replicate in facts.store.replicates()[:1]:
+        record = facts.record(f"replicate_{replicate}/{SEARCH}")
+        if record is not None and record["steps"]:
+            yield Picture(
+                "search",
+                "The early-bird search of replicate 1: distances between masks drawn while the dense network trained, "
+                "and the step at which each ticket was drawn (orange)",
+                f"Tickets were drawn at steps {', '.join(str(draw['step']) for draw in record['draws'])}.",
+                mask_distances(record),
+            )
+
+
+SECTIONS: Sequence[tuple[str, str, Callable[[Facts], Iterator[Block]]]] = (
+    ("claims", "Claims", _claims),
+    ("accuracy", "Accuracy and early stopping", _accuracy),
+    ("controls", "Controls", _controls),
+    ("stability", "Stability", _stability),
+    ("supermasks", "Supermasks", _supermasks),
+    ("training", "Training", _training),
+    ("layers", "Layers", layers),
+    ("masks", "Masks", masks),
+    ("search", "Early-bird search", _searches),
+    ("cost", "Cost", cost),
+    ("environment", "To make it again", again),
+)

@@ -1,0 +1,61 @@
+"""Numbers as a page writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ticketlab.page.blocks import Table
+from ticketlab.report import Estimate
+
+UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
+
+
+def percents(share: float) -> str:
+    """A share in per cent, without the sign, to four digits at most."""
+    return f"{100 * share:.2f}" if share >= 0.1 else f"{100 * share:.3g}"
+
+
+def percent(share: float) -> str:
+    """A share in per cent."""
+    return f"{percents(share)} %"
+
+
+def interval(found: Estimate | Mapping[str, Any], form: str = ".2f") -> str:
+    """Mean ± half of its interval, in per cent; the mean alone where there is no interval."""
+    known = asdict(found) if isinstance(found, Estimate) else found
+    half = "" if known["high"] is None else f" ± {100 * (known['high'] - known['mean']):.2f}"
+    return f"{100 * known['mean']:{form}}{half}"
+
+
+def points(found: Estimate | Mapping[str, Any]) -> str:
+    """A difference of shares with its sign, in points."""
+    return interval(found, "+.2f")
+
+
+def among(count: int, word: str) -> str:
+    """`1 level`, `2 levels`."""
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
+def total_time(seconds: float) -> str:
+    """A time in the unit that fits."""
+    for size, unit in UNITS:
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def plain(value: Any) -> str:
+    """A fact as text."""
+    if value is None:
+        return "–"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def settings_table(name: str, title: str, known: Mapping[str, str]) -> Table:
+    """Facts below each other."""
+    return Table(
+        name, title, ("", ""), list(known.items()), [{"field": key, "value": value} for key, value in known.items()]
+    )

@@ -1,0 +1,216 @@
+"""Figures of one pruning run: how it trained, which weights it kept, where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ticketlab.figures import COLOURS, STYLES, plain_log_axis
+from ticketlab.runs.store import Level
+
+SHADES = colormaps["viridis"]
+MOST_PICTURES = 8
+"""Levels that are shown as pictures: the first, the last, and some between."""
+
+
+def some(levels: Sequence[int], most: int = MOST_PICTURES) -> list[int]:
+    """At most so many of the levels, the first and the last among them, at even distances."""
+    if len(levels) <= most:
+        return list(levels)
+    return [levels[round(place * (len(levels) - 1) / (most - 1))] for place in range(most)]
+
+
+def densities_by_layer(levels: Sequence[Level]) -> Figure:
+    """Density of each layer against that of all, mean over replicates; the diagonal is the whole network."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    indices = sorted({level.level for level in levels})
+    by_level = {index: [level for level in levels if level.level == index] for index in indices}
+    whole = [100 * fmean(level.density for level in by_level[index]) for index in indices]
+    names = list(levels[0].layers)
+    for (colour, marker), name in zip(STYLES, names, strict=False):
+        shares = [100 * fmean(level.layers[name] for level in by_level[index]) for index in indices]
+        axes.plot(whole, shares, color=colour, marker=marker, markersize=3, linewidth=1.2, label=_short(name))
+    axes.plot(whole, whole, color="black", linewidth=0.8, linestyle="--", label="all together")
+    plain_log_axis(axes)
+    plain_log_axis(axes, "y")
+    axes.invert_xaxis()
+    axes.set_xlabel("density of the network, %")
+    axes.set_ylabel("density of the layer, %")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, ncol=1 + len(names) // 8)
+    axes.set_title(f"density of each layer: mean of {_replicates(levels)}", fontsize=10)
+    return figure
+
+
+def training_curves(levels: Sequence[Level]) -> Figure:
+    """Validation loss and accuracy against the step, a line for each of some levels: mean over replicates."""
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2)
+    shown = some(sorted({level.level for level in levels}))
+    for place, index in enumerate(shown):
+        same = [level for level in levels if level.level == index]
+        steps, means = _mean_curves(same)
+        colour = SHADES(0.9 * place / max(1, len(shown) - 1))
+        name = f"level {index}, {100 * same[0].density:.3g} %"
+        panels[0].plot(steps, means["val_loss"], color=colour, linewidth=1.2, label=name)
+        panels[1].plot(steps, [100 * value for value in means["val_accuracy"]], color=colour, linewidth=1.2)
+        best = fmean(level.early_stop_step for level in same)
+        panels[0].axvline(best, color=colour, linewidth=0.6, linestyle=":")
+    panels[0].set_ylabel("validation loss")
+    plain_log_axis(panels[0], "y")
+    panels[1].set_ylabel("validation accuracy, %")
+    for axes in panels:
+        axes.set_xlabel("optimizer step of the level")
+        axes.grid(alpha=0.25)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.suptitle(f"training, mean of {_replicates(levels)}; dotted: mean early-stop step", fontsize=10)
+    return figure
+
+
+def _mean_curves(levels: Sequence[Level]) -> tuple[list[float], dict[str, list[float]]]:
+    """Steps that all replicates have looked at, and the mean of what was seen there."""
+    points = [{point["step"]: point for point in level.curve} for level in levels]
+    steps = sorted(set.intersection(*(set(found) for found in points)))
+    return steps, {
+        name: [fmean(found[step][name] for found in points) for step in steps] for name in ("val_loss", "val_accuracy")
+    }
+
+
+def input_pixels(shares: Mapping[int, NDArray[np.float64]], densities: Mapping[int, float], units: int) -> Figure:
+    """Which inputs a ticket looks at: of each pixel, the share of its weights into the first layer that remain.
+
+    Args:
+        shares: Level → shares, (height, width), of one replicate.
+        densities: Of the levels.
+        units: Of the first layer.
+    """
+    shown = some(sorted(shares))
+    columns = min(4, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(1.75 * columns + 0.9, 2.0 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes, level in zip(panels.flat, shown, strict=False):
+        drawn = axes.imshow(100 * shares[level], cmap="viridis", vmin=0)
+        axes.set_title(f"level {level}: {100 * densities[level]:.3g} %", fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        figure.colorbar(drawn, ax=axes, shrink=0.75).ax.tick_params(labelsize=7)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_axis_off()
+    figure.suptitle(f"weights that remain at each input pixel, % of {units} (replicate 1)", fontsize=10)
+    return figure
+
+
+def kernels(pictures: Mapping[int, NDArray[np.float64]], densities: Mapping[int, float]) -> Figure:
+    """The first layer's mask, a little picture for each filter and input channel; dark: the weight remains.
+
+    Args:
+        pictures: Level → mask as `tiles` gives it, of one replicate.
+    """
+    shown = some(sorted(pictures), 4)
+    figure = Figure(figsize=(1.9 * len(shown) + 0.6, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, level in zip(panels, shown, strict=True):
+        axes.imshow(pictures[level], cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(f"level {level}: {100 * densities[level]:.3g} %", fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlabel("input channel", fontsize=8)
+    panels[0].set_ylabel("filter", fontsize=8)
+    figure.suptitle("the first layer's mask: dark weights remain (replicate 1)", fontsize=10)
+    return figure
+
+
+def overlaps(shared: Mapping[int, float], densities: Mapping[int, float], replicates: int) -> Figure:
+    """Of the weights that a ticket keeps, how many those of other replicates keep, too; beside chance.
+
+    Args:
+        shared: Level → mean share over pairs of replicates.
+    """
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    places = [100 * densities[level] for level in shared]
+    axes.plot(places, [100 * value for value in shared.values()], color=COLOURS[0], marker="o", label="two replicates")
+    axes.plot(places, places, color="black", linewidth=0.8, linestyle="--", label="two random masks")
+    plain_log_axis(axes)
+    axes.invert_xaxis()
+    axes.set_xlabel("density, %")
+    axes.set_ylabel("weights that both keep,\n% of those that one keeps")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    axes.set_title(f"overlap of masks: mean over pairs of {replicates} replicates", fontsize=10)
+    return figure
+
+
+def nesting(kept: NDArray[np.float64], levels: Sequence[int]) -> Figure:
+    """Of each level's weights (row), how many another level keeps, too (column); one replicate."""
+    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.imshow(100 * kept, cmap="viridis", vmin=0, vmax=100)
+    axes.set_xticks(range(len(levels)), [str(level) for level in levels], fontsize=8)
+    axes.set_yticks(range(len(levels)), [str(level) for level in levels], fontsize=8)
+    axes.set_xlabel("level that keeps them, too")
+    axes.set_ylabel("level")
+    figure.colorbar(drawn, ax=axes, label="% of the level's weights")
+    axes.set_title("overlap of masks between levels (replicate 1)", fontsize=10)
+    return figure
+
+
+def flips_by_layer(levels: Sequence[Level]) -> Figure:
+    """Sign flips for each remaining weight against the level, a line for each layer: mean over replicates."""
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    counted = [level for level in levels if level.sign_flips]
+    indices = sorted({level.level for level in counted})
+    for (colour, marker), name in zip(STYLES, counted[0].sign_flips or {}, strict=False):
+        values = [
+            fmean((level.sign_flips or {})[name]["per_weight"] for level in counted if level.level == index)
+            for index in indices
+        ]
+        axes.plot(indices, values, color=colour, marker=marker, markersize=3, linewidth=1.2, label=_short(name))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("level")
+    axes.set_ylabel("sign flips for each remaining weight")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    axes.set_title(f"sign flips in each level's training: mean of {_replicates(counted)}", fontsize=10)
+    return figure
+
+
+def _short(name: str) -> str:
+    return name.removesuffix(".weight")
+
+
+def _replicates(levels: Sequence[Level]) -> str:
+    count = len({level.replicate for level in levels})
+    return f"{count} replicate{'s' * (count != 1)}"
+
+
+def federation(record: Mapping[str, Any]) -> Figure:
+    """Test accuracy of a federation's network against rounds, and against all bytes sent so far; controls beside it."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    runs = [("ticket", record["rounds"]), *((one["control"], one.get("rounds") or []) for one in record["controls"])]
+    for (colour, marker), (name, rounds) in zip(STYLES, runs, strict=False):
+        if not rounds or "clients" not in rounds[0]:
+            continue
+        accuracies = [100 * one["test_accuracy"] for one in rounds]
+        sent = np.cumsum([sum(c["bytes_up"] + c["bytes_down"] for c in one["clients"]) for one in rounds]) / 2**20
+        for axes, places in zip(panels, ([one["round"] for one in rounds], sent), strict=True):
+            axes.plot(places, accuracies, color=colour, marker=marker, markersize=4, label=name.replace("_", " "))
+    panels[0].set_ylabel("test accuracy, %")
+    panels[0].set_xlabel("round")
+    panels[1].set_xlabel("MiB sent and received by all clients")
+    for axes in panels:
+        axes.grid(alpha=0.25)
+    panels[0].legend(fontsize=8)
+    figure.suptitle(f"{record['rule']}, {100 * record['density']:.3g} % of weights, one federation", fontsize=10)
+    return figure
