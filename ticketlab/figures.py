@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -30,13 +31,18 @@ SHOWN = (
 
 
 def encode(figure: Figure, *kinds: str) -> dict[str, bytes]:
-    """A figure as PNG and SVG, or in the kinds named."""
+    """A figure as PNG and SVG, or in the kinds named: the same bytes for the same figure, text in an SVG as text."""
     FigureCanvasAgg(figure)
+    # a figure that is laid out fits already, and need not be laid out anew for its second kind
+    bounds = "tight" if figure.get_layout_engine() is None else None
     found = {}
-    for kind in kinds or ("png", "svg"):
-        content = io.BytesIO()
-        figure.savefig(content, format=kind, dpi=150, bbox_inches="tight")
-        found[kind] = content.getvalue()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ticketlab"}):
+        for kind in kinds or ("png", "svg"):
+            content = io.BytesIO()
+            told = {"Date": None} if kind == "svg" else {}
+            figure.savefig(content, format=kind, dpi=150, bbox_inches=bounds, metadata=told)
+            found[kind] = content.getvalue()
+            figure.set_layout_engine("none")
     return found
 
 

@@ -5,8 +5,9 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib.figure import Figure
 
+from ticketlab.figures import encode
+from ticketlab.page import html as pages
 from ticketlab.page.blocks import Page, Picture, Section, Table, Text
-from ticketlab.page.html import html, inline_svg
 
 VOID = {"meta", "link", "br", "img"}
 
@@ -36,6 +37,10 @@ def outline(text):
     parser.close()
     assert parser.open == []
     return parser.found
+
+
+def html(page):
+    return pages.html(page, {picture.name: encode(picture.figure, "svg")["svg"] for picture in page.pictures})
 
 
 def drawing(name="curve"):
@@ -71,7 +76,8 @@ def test_the_page_loads_nothing_and_runs_nothing(page):
 
 
 def test_drawings_keep_their_text_follow_the_pages_colours_and_say_what_they_show():
-    text = str(inline_svg(drawing()))
+    picture = drawing()
+    text = str(pages.inline_svg(picture, encode(picture.figure, "svg")["svg"]))
     drawn = ElementTree.fromstring(text)
     assert drawn.attrib["role"] == "img" and drawn.attrib["aria-label"] == 'goes "up" & on'
     said = {element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")}

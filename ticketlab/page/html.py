@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
-from matplotlib import rc_context
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
 from ticketlab.page.blocks import Page, Picture, Table, Text
 
@@ -22,9 +19,15 @@ SMALLEST = 0.57
 """A drawing is not made smaller than this share of its size: one of 6.4 inches fits on a telephone."""
 
 
-def html(page: Page) -> str:
-    """The whole document."""
-    return _template().render(page=page, style=Markup(_style()), svg=inline_svg, kind=_kind)
+def html(page: Page, drawings: Mapping[str, bytes]) -> str:
+    """The whole document.
+
+    Args:
+        drawings: Of each picture by name, as SVG with its text as text.
+    """
+    return _template().render(
+        page=page, style=Markup(_style()), svg=lambda picture: inline_svg(picture, drawings[picture.name]), kind=_kind
+    )
 
 
 @cache
@@ -43,10 +46,11 @@ def _kind(block: Text | Table | Picture) -> str:
     return type(block).__name__.lower()
 
 
-def inline_svg(picture: Picture) -> Markup:
-    """A figure as an element of the page: its text stays text, and its black is the page's own colour of text."""
+def inline_svg(picture: Picture, drawing: bytes) -> Markup:
+    """A drawing as an element of the page: its black is the page's own colour of text, its white that of the paper."""
+    text = drawing.decode()
     # names inside a drawing are those of the page, so each drawing gets names of its own
-    found = REFERENCES.sub(rf"\g<1>{picture.name}-", _svg(picture.figure, picture.name))
+    found = REFERENCES.sub(rf"\g<1>{picture.name}-", text[text.index("<svg") :])
     for drawn, ours in OURS.items():
         found = found.replace(drawn, ours)
     size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', found)
@@ -56,13 +60,3 @@ def inline_svg(picture: Picture) -> Markup:
     label = Markup('role="img" aria-label="{}" style="{}"').format(picture.alt, style)
     before, _, after = found.partition(size[0])
     return Markup(before) + label + Markup(after)
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The drawing alone, the same bytes for the same figure."""
-    FigureCanvasSVG(figure)
-    content = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(content, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
-    drawn = content.getvalue()
-    return drawn[drawn.index("<svg") :]

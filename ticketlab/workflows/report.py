@@ -54,8 +54,7 @@ def report_runs(root: Path, names: Sequence[str], against: str | None, out: Path
     if folder.exists() and not folder.is_dir():
         raise RunError(f"--out {folder}: is a file; name a folder")
     try:
-        content = html(page).encode()
-        _write_beside(page, folder)
+        content = html(page, _write_beside(page, folder)).encode()
         RunStore(folder).write_file("index.html", content)
     except OSError as error:
         raise RunError(f"--out {folder}: cannot be written ({error.strerror}); name another folder") from error
@@ -86,16 +85,19 @@ def _page(stores: Sequence[RunStore], against: str | None) -> Page:
     return pruning_page(stores[0]) if stores[0].kind == "prune" else PAGES[stores[0].kind][1](stores[0])
 
 
-def _write_beside(page: Page, folder: Path) -> None:
-    """Figures as files for papers, tables as CSV."""
+def _write_beside(page: Page, folder: Path) -> dict[str, bytes]:
+    """Figures as files for papers, tables as CSV; returns the drawings, SVG by name."""
     from ticketlab.figures import encode
 
-    kept = RunStore(folder)
+    kept, drawings = RunStore(folder), {}
     for picture in page.pictures:
-        for kind, content in encode(picture.figure).items():
+        files = encode(picture.figure)
+        drawings[picture.name] = files["svg"]
+        for kind, content in files.items():
             kept.write_file(f"figures/{picture.name}.{kind}", content)
     for table in page.tables:
         write_csv(folder / "data" / f"{table.name}.csv", table.records())
+    return drawings
 
 
 def compare_runs(root: Path, names: Sequence[str], against: str | None, out: Path) -> Compared:
