@@ -58,9 +58,9 @@ def line(store: RunStore) -> tuple[Line, str | None]:
     known = Line(str(store.path))
     try:
         manifest = store.read_manifest()
-        told = {name: manifest[name] for name in FIELDS if name in manifest and name not in ("run", "state")}
-        known = replace(known, kind=store.kind, **told)
-        return replace(known, **_results(store), state=state(store, manifest)), None
+        told = {name: manifest[name] for name in FIELDS if name in manifest}
+        known = replace(known, **{**told, "run": str(store.path), "kind": store.kind, "state": state(store, manifest)})
+        return replace(known, **_results(store)), None
     except TicketlabError as error:
         return known, str(error)
 

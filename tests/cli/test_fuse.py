@@ -1,6 +1,7 @@
 """`ticketlab fuse` as it is typed."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +53,10 @@ def test_without_arguments_the_newest_ticket_is_fused(run, ticket):
     assert run("runs", "ls").exit_code == 0
     shown = run("runs", "show", record["run"], "--json")
     assert json.loads(shown.stdout) == record
+    written = json.loads(run("report", record["run"], "--json").stdout)
+    page = Path(written["page"]).read_text()
+    assert f"{record['after']['params']:,}" in page and "error-curves.svg" in page
+    assert f"{100 * record['after']['test_accuracy']:.2f}" in page
 
 
 def test_the_table_has_dense_sparse_and_fused(run, ticket):

@@ -9,6 +9,7 @@ from ticketlab.data.files import Places
 from ticketlab.errors import Interrupted, RunError
 from ticketlab.runs.rows import read_rows
 from ticketlab.workflows import study
+from ticketlab.workflows.report import report_runs
 from ticketlab.workflows.run import Machine, prune_run
 from ticketlab.workflows.study import Study, cells, nearest, study_run
 
@@ -57,6 +58,9 @@ def test_an_interrupted_study_goes_on_where_it_stopped(store, machine):
     assert {row["key"] for row in rows} == wanted and len(rows) == len(wanted) == done.record["cells"]
     assert [event for event in study_run([store], machine, lambda: False) if isinstance(event, dict)] == []
     _check_published(done, rows)
+    page = report_runs(done.store.path.parent, [done.store.name], None, None).page
+    assert {"hypotheses.csv", "smallest.csv"} <= {path.name for path in (page.parent / "data").iterdir()}
+    assert f"{len(rows)} fused networks of 1 run." in page.read_text()
 
 
 def _check_published(done, rows):
