@@ -58,8 +58,16 @@ def test_a_repeated_run_has_the_same_figures_whatever_the_clock_says(make_run):
     one = make_run("one", levels(0.91, 0.92))
     again = make_run("again", levels(0.91, 0.92, seconds=9.0, step_ms=7.0))
     assert difference(one, again).equal == [7, 8]
+    later = make_run("later", [*levels(0.91), *levels(0.92, first=2, final_test_accuracy=0.91)])
+    assert difference(one, later).equal == [7]  # the same until the early-stop step only
     changed = make_run("changed", [*levels(0.91), *levels(0.92, first=2, early_stop_step=6)])
     assert difference(one, changed).equal == [7]
+
+
+def test_two_levels_of_one_density_are_paired_by_their_numbers(make_run):
+    twice = [level(1, 0, 0.9), level(1, 1, 0.8), level(1, 2, 0.7, density=0.5)]
+    found = difference(make_run("one", twice), make_run("other", twice))
+    assert [pair.levels for pair in found.pairs] == [(0, 0), (1, 1), (2, 2)]
 
 
 def test_a_run_is_not_compared_with_itself_nor_with_another_kind(make_run):

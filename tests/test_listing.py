@@ -1,7 +1,8 @@
 import pytest
+from support import level
 
 from ticketlab.errors import TicketlabError
-from ticketlab.listing import Line, fitting, ordered
+from ticketlab.listing import Line, fitting, line, ordered
 
 DENSE = Line("runs/dense", method="imp", density=1.0, test_accuracy=0.97, replicates=2)
 SPARSE = Line("runs/sparse", method="imp", density=0.05, test_accuracy=0.96, replicates=5, updated="2026-11-22T08:00")
@@ -39,6 +40,16 @@ def test_runs_fit_where_every_condition_holds_and_what_is_unknown_fits_none(cond
 def test_a_condition_that_says_nothing_is_an_error(condition, message):
     with pytest.raises(TicketlabError, match=message):
         fitting(LINES, [condition])
+
+
+def test_a_run_is_listed_with_its_sparsest_common_level(make_run):
+    early_bird = [level(1, 0, 0.9), level(1, 1, 0.8, density=0.2), level(1, 2, 0.7, density=0.5)]
+    other = [level(2, 0, 0.9), level(2, 1, 0.6, density=0.2), level(2, 2, 0.6, density=0.5), level(2, 3, 0.1)]
+    found, problem = line(make_run("twice", [*early_bird, *other], kind="prune", recipe="twice"))
+    assert problem is None
+    assert (found.kind, found.recipe, found.model, found.method) == ("prune", "twice", "lenet_300_100", "imp")
+    assert (found.replicates, found.levels, found.density) == (2, 3, 0.2)
+    assert found.test_accuracy == pytest.approx(0.7) and found.seconds == 14.0
 
 
 def test_the_largest_stands_last_and_what_is_unknown_first():

@@ -13,6 +13,11 @@ __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "load_run", "prune"]
 
 
+def __dir__() -> list[str]:
+    """What is exported, loaded or not."""
+    return sorted([*globals(), *__all__])
+
+
 def __getattr__(name: str) -> Any:
     """What is exported is loaded when it is first asked for: the command line must not wait for torch."""
     if name in __all__:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ticketlab.errors import RunError
@@ -11,13 +11,12 @@ from ticketlab.listing import line
 from ticketlab.recipe import dotted
 from ticketlab.recipe_file import read_recipe
 from ticketlab.report import SAME_DENSITY, Estimate, estimate, run_levels
+from ticketlab.runs.results import REQUEST
 from ticketlab.runs.store import Level, RunStore
 
 DATA = ("data", "stand_in_for", "data_checksum", "data_source")
 MACHINE = ("host", "platform", "cpu", "cores", "device", "threads")
 RESULTS = ("density", "test_accuracy")
-FIGURES = ("val_accuracy", "val_loss", "test_accuracy", "test_loss", "early_stop_step", "remaining", "steps")
-"""What a level's training leads to, without its times: the same wherever a run was repeated exactly."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,9 @@ def difference(one: RunStore, other: RunStore) -> Difference:
 def _settings(store: RunStore) -> dict[str, Any]:
     """What was asked for, by dotted names: the recipe, or what a command was told."""
     recipe = read_recipe(store.witness).recipe.model_dump(mode="json") if store.witness.exists() else {}
-    return dotted(recipe | store.read_manifest().get("request", {}))
+    manifest = store.read_manifest()
+    told = store.read_result(REQUEST) if store.has_result(REQUEST) else manifest.get("request", {})
+    return dotted({**recipe, **told, "source": manifest.get("source")})
 
 
 def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
@@ -101,14 +102,17 @@ def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
 
 
 def _are_equal(one: Sequence[Level], other: Sequence[Level]) -> bool:
-    return all(
-        [getattr(first, name) for name in FIGURES] == [getattr(second, name) for name in FIGURES]
-        for first, second in zip(one, other, strict=False)
-    )
+    return all(_untimed(first) == _untimed(second) for first, second in zip(one, other, strict=False))
+
+
+def _untimed(level: Level) -> Level:
+    """A level's record without what the clock says, and without its number among replicates."""
+    curve = tuple({name: value for name, value in point.items() if name != "step_ms"} for point in level.curve)
+    return replace(level, curve=curve, replicate=0, seconds=0.0, step_ms=0.0)
 
 
 def _pairs(one: Sequence[Level], other: Sequence[Level]) -> list[Pair]:
-    """Levels of the same density, from dense to sparse, each level of a run with the nearest of the other at most."""
+    """Levels of the same density: each of the one run with the nearest of the other, of several with its own number."""
     densities = [{level.level: level.density for level in found} for found in (one, other)]
     pairs = []
     for level, density in densities[0].items():
@@ -118,7 +122,7 @@ def _pairs(one: Sequence[Level], other: Sequence[Level]) -> list[Pair]:
             if abs(other_density - density) <= SAME_DENSITY * density
         }
         if near:
-            pairs.append(_pair(one, other, level, min(near, key=lambda index: near[index])))
+            pairs.append(_pair(one, other, level, min(near, key=lambda index: (near[index], abs(index - level)))))
     return pairs
 
 

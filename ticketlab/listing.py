@@ -41,7 +41,7 @@ class Line:
     levels: int = 0
     """Finished by every replicate."""
     density: float | None = None
-    """Of the sparsest level; of a federation or a fusion, what it ended with."""
+    """Of the sparsest level that every replicate has finished; of a federation, what it ended with."""
     test_accuracy: float | None = None
     """Mean over replicates, at that density."""
     seconds: float | None = None
@@ -60,7 +60,7 @@ def line(store: RunStore) -> tuple[Line, str | None]:
         manifest = store.read_manifest()
         told = {name: manifest[name] for name in FIELDS if name in manifest}
         known = replace(known, **{**told, "run": str(store.path), "kind": store.kind, "state": state(store, manifest)})
-        return replace(known, **_results(store)), None
+        return replace(known, model=_model(store), **_results(store)), None
     except TicketlabError as error:
         return known, str(error)
 
@@ -77,17 +77,25 @@ def _results(store: RunStore) -> dict[str, Any]:
     if store.kind != "prune":
         return {}
     found = [store.levels(replicate) for replicate in store.replicates()]
-    last = min(map(len, found), default=0)
+    common = min(map(len, found), default=0)
     results: dict[str, Any] = {
-        "model": read_recipe(store.witness).recipe.model.name,
         "replicates": len(found),
-        "levels": last,
+        "levels": common,
         "seconds": sum(level.seconds for levels in found for level in levels),
     }
-    if last:
-        same = [levels[last - 1] for levels in found]
+    if common:
+        sparsest = min(range(common), key=lambda index: (found[0][index].density, -index))
+        same = [levels[sparsest] for levels in found]
         results |= {"density": same[0].density, "test_accuracy": fmean(level.test_accuracy for level in same)}
     return results
+
+
+def _model(store: RunStore) -> str | None:
+    """Name of the recipe's model; None where there is no recipe that this version can read."""
+    try:
+        return read_recipe(store.witness).recipe.model.name if store.witness.exists() else None
+    except TicketlabError:
+        return None
 
 
 def fitting(lines: Iterable[Line], conditions: Sequence[str]) -> list[Line]:

@@ -16,7 +16,7 @@ from ticketlab.pruning.masks import Mask
 from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import read_recipe
 from ticketlab.report import run_levels, state, summarise
-from ticketlab.runs.store import RunStore, find_run
+from ticketlab.runs.store import RunStore, prune_first
 from ticketlab.workflows.source import from_run
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Run:
         return list(self._store.read_level(replicate, level).curve)
 
     def mask(self, level: int, replicate: int = 1) -> Mask:
-        """Of each pruned tensor by name: True where a weight remains; raises RunError where there is no such level."""
+        """Of each pruned tensor, or group of channels, True where one remains; raises RunError without such a level."""
         ticket = self._store.read_ticket(replicate, level)
         if ticket is None:
             raise RunError(f"{self._store.level_dir(replicate, level)}: there is no ticket")
@@ -91,9 +91,10 @@ class Run:
         return self._store.read_weights(replicate, level, at)
 
     def network(self, level: int | None = None, replicate: int = 1, data: Path | None = None) -> nn.Module:
-        """The trained network of a level, the deepest if none is named, at its early-stop step, in evaluation mode.
+        """The trained network of a level at its early-stop step, in evaluation mode.
 
         Args:
+            level: Left out, the deepest; of an early-bird run the sparsest ticket that the search chose.
             data: Folder with data sets, which tell the shapes of input and output; as `--data` of the commands.
         """
         return from_run(self._store, Places.default(data), level, replicate, ()).model
@@ -104,7 +105,7 @@ def load_run(run: str | Path | None = None, runs: str | Path = "runs") -> Run:
 
     Raises RunError where there is no such run, or where another command than `ticketlab prune` made it.
     """
-    store = find_run(Path(runs), None if run is None else str(run), "prune" if run is None else None)
+    store = prune_first(Path(runs), None if run is None else str(run))
     if store.kind != "prune":
         raise RunError(f"{store.path}: was made by ticketlab {store.kind}; load_run reads pruning runs")
     return Run(store)

@@ -31,7 +31,7 @@ def densities_by_layer(levels: Sequence[Level]) -> Figure:
     """Density of each layer against that of all, mean over replicates; the diagonal is the whole network."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    indices = sorted({level.level for level in levels})
+    indices = sorted({level.level for level in levels}, key=lambda index: -_density(levels, index))
     by_level = {index: [level for level in levels if level.level == index] for index in indices}
     whole = [100 * fmean(level.density for level in by_level[index]) for index in indices]
     names = list(levels[0].layers)
@@ -79,6 +79,8 @@ def _mean_curves(levels: Sequence[Level]) -> tuple[list[float], dict[str, list[f
     """Steps that all replicates have looked at, and the mean of what was seen there."""
     points = [{point["step"]: point for point in level.curve} for level in levels]
     steps = sorted(set.intersection(*(set(found) for found in points)))
+    if len(steps) < 2:  # tickets drawn at different steps are looked at on different grids
+        points, steps = points[:1], sorted(points[0])
     return steps, {
         name: [fmean(found[step][name] for found in points) for step in steps] for name in ("val_loss", "val_accuracy")
     }
@@ -129,17 +131,22 @@ def kernels(pictures: Mapping[int, NDArray[np.float64]], densities: Mapping[int,
     return figure
 
 
-def overlaps(shared: Mapping[int, float], densities: Mapping[int, float], replicates: int) -> Figure:
+def overlaps(
+    shared: Mapping[int, float], chance: Mapping[int, float], densities: Mapping[int, float], replicates: int
+) -> Figure:
     """Of the weights that a ticket keeps, how many those of other replicates keep, too; beside chance.
 
     Args:
         shared: Level → mean share over pairs of replicates.
+        chance: Likewise, of random masks with the same density in each layer.
     """
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
-    places = [100 * densities[level] for level in shared]
-    axes.plot(places, [100 * value for value in shared.values()], color=COLOURS[0], marker="o", label="two replicates")
-    axes.plot(places, places, color="black", linewidth=0.8, linestyle="--", label="two random masks")
+    levels = sorted(shared, key=lambda level: -densities[level])
+    places = [100 * densities[level] for level in levels]
+    axes.plot(places, [100 * shared[n] for n in levels], color=COLOURS[0], marker="o", label="two replicates")
+    label = "random masks, the same\ndensity in each layer"
+    axes.plot(places, [100 * chance[n] for n in levels], color="black", linewidth=0.8, linestyle="--", label=label)
     plain_log_axis(axes)
     axes.invert_xaxis()
     axes.set_xlabel("density, %")
@@ -185,27 +192,34 @@ def flips_by_layer(levels: Sequence[Level]) -> Figure:
     return figure
 
 
+def _density(levels: Sequence[Level], index: int) -> float:
+    return next(level.density for level in levels if level.level == index)
+
+
 def _short(name: str) -> str:
     return name.removesuffix(".weight")
 
 
 def _replicates(levels: Sequence[Level]) -> str:
-    count = len({level.replicate for level in levels})
-    return f"{count} replicate{'s' * (count != 1)}"
+    counts = sorted({sum(level.level == index for level in levels) for index in {level.level for level in levels}})
+    return f"{' to '.join(map(str, counts[:1] + counts[1:][-1:]))} replicate{'s' * (counts[-1] != 1)}"
 
 
 def federation(record: Mapping[str, Any]) -> Figure:
-    """Test accuracy of a federation's network against rounds, and against all bytes sent so far; controls beside it."""
+    """Test accuracy of a federation's network against rounds, beside its controls, and against all bytes so far."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    runs = [("ticket", record["rounds"]), *((one["control"], one.get("rounds") or []) for one in record["controls"])]
-    for (colour, marker), (name, rounds) in zip(STYLES, runs, strict=False):
-        if not rounds or "clients" not in rounds[0]:
-            continue
-        accuracies = [100 * one["test_accuracy"] for one in rounds]
-        sent = np.cumsum([sum(c["bytes_up"] + c["bytes_down"] for c in one["clients"]) for one in rounds]) / 2**20
-        for axes, places in zip(panels, ([one["round"] for one in rounds], sent), strict=True):
-            axes.plot(places, accuracies, color=colour, marker=marker, markersize=4, label=name.replace("_", " "))
+    rounds = record["rounds"]
+    accuracies = [100 * one["test_accuracy"] for one in rounds]
+    sent = np.cumsum([sum(c["bytes_up"] + c["bytes_down"] for c in one["clients"]) for one in rounds]) / 2**20
+    for axes, places in zip(panels, ([one["round"] for one in rounds], sent), strict=True):
+        axes.plot(places, accuracies, color="black", marker="o", markersize=4, label="ticket")
+    for (colour, marker), control in zip(STYLES, record["controls"], strict=False):
+        found = [100 * accuracy for accuracy in control["rounds"]] or [100 * control["test_accuracy"]]
+        places = range(rounds[-1]["round"] - len(found) + 1, rounds[-1]["round"] + 1)
+        panels[0].plot(
+            places, found, color=colour, marker=marker, markersize=4, label=control["control"].replace("_", " ")
+        )
     panels[0].set_ylabel("test accuracy, %")
     panels[0].set_xlabel("round")
     panels[1].set_xlabel("MiB sent and received by all clients")

@@ -28,7 +28,10 @@ def page(tmp_path):
             finished(1, 0.90, client("pi1", MIB, MIB), client("pi2", MIB // 2, MIB // 2)),
             finished(2, 0.95, client("pi1", MIB, MIB), client("pi2", MIB, MIB)),
         ],
-        "ratio": {"up": 10.04, "down": 9.96}, "controls": [{"control": "dense", "test_accuracy": 0.97}],
+        "ratio": {"up": 10.04, "down": 9.96}, "controls": [
+            {"control": "dense", "test_accuracy": 0.97, "rounds": [0.91, 0.97]},
+            {"control": "server_alone", "test_accuracy": 0.7, "rounds": []},
+        ],
     }  # fmt: skip
     store = RunStore(tmp_path / "f")
     store.write_manifest({"kind": "federate", "data": "mnist", "stand_in_for": None, "versions": {"torch": "2.15.0"}})
@@ -48,6 +51,8 @@ def test_a_federations_page_leads_with_what_came_out(page):
 def test_accuracy_stands_against_rounds_and_against_all_bytes_so_far(page):
     by_round, by_bytes = page.pictures[0].figure.get_axes()
     assert by_round.get_lines()[0].get_xydata().tolist() == [[1, 90], [2, 95]]
+    assert by_round.get_lines()[1].get_xydata().tolist() == [[1, 91], [2, 97]]
+    assert by_round.get_lines()[2].get_xydata().tolist() == [[2, 70]]
     assert by_bytes.get_lines()[0].get_xydata().tolist() == [[3, 90], [7, 95]]
 
 

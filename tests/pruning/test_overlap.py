@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from ticketlab.pruning.overlap import between_replicates, by_pixel, first_layer, kept_by_both, nesting, picture_shape
+from ticketlab.pruning.overlap import (
+    between_replicates,
+    by_chance,
+    by_pixel,
+    first_layer,
+    is_comparable,
+    kept_by_both,
+    nesting,
+    picture_shape,
+)
 
 
 def mask(*kept, size=8):
@@ -26,6 +35,21 @@ def test_overlap_counts_all_layers_together():
 def test_between_replicates_is_the_mean_over_pairs():
     assert between_replicates([mask(0, 1), mask(1, 2), mask(0, 1)]) == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
     assert between_replicates([mask(0)]) is None
+
+
+def test_chance_is_that_of_random_masks_with_the_same_density_in_each_layer():
+    mask = {"a": torch.tensor([True] * 2 + [False] * 98), "b": torch.tensor([True] * 5 + [False] * 5)}
+    # two weights meet with chance 0.02 each, five with chance 0.5 each; the density of all is 7 / 110
+    assert by_chance([mask, mask]) == pytest.approx((2 * 0.02 + 5 * 0.5) / 7)
+
+
+def test_masks_of_weights_and_of_channels_are_not_comparable():
+    weights = {"conv.weight": torch.ones(4, 3, 3, 3, dtype=torch.bool)}
+    smaller = {"conv.weight": torch.ones(2, 3, 3, 3, dtype=torch.bool)}
+    assert is_comparable(weights, weights)
+    assert not is_comparable(weights, smaller)
+    assert not is_comparable(weights, {"0": torch.ones(4, dtype=torch.bool)})
+    assert not is_comparable({}, {})
 
 
 def test_nested_masks_are_kept_by_all_before_them():

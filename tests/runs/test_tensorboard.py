@@ -91,8 +91,8 @@ def test_a_level_taken_up_hides_what_was_logged_beyond_its_checkpoint(tmp_path):
 
 
 def test_the_run_summary_is_one_run_with_recipe_hparams_and_margin(tmp_path):
-    dense = {"density": 1.0, "mean": 0.97, "lowest": 0.96, "highest": 0.98, "overlap": None}
-    rows = [dense, {**dense, "density": 0.5, "overlap": 0.625}]
+    dense = {"density": 1.0, "mean": 0.97, "lowest": 0.96, "highest": 0.98, "overlap": None, "by_chance": 1.0}
+    rows = [dense, {**dense, "density": 0.5, "overlap": 0.625, "by_chance": 0.55}]
     for _ in range(2):  # written again when a run is extended
         write_run_summary(tmp_path, "method: imp\n", {"train.lr": 0.1, "method": "imp"}, rows)
     assert len(list(tmp_path.iterdir())) == 1
@@ -100,6 +100,7 @@ def test_the_run_summary_is_one_run_with_recipe_hparams_and_margin(tmp_path):
     tags = found.Tags()
     assert {"test_accuracy/mean", "test_accuracy/lowest", "test_accuracy/highest"} <= set(tags["scalars"])
     assert [(e.step, e.value) for e in found.Scalars("overlap/between_replicates")] == [(1, 0.625)]
+    assert [(e.step, round(e.value, 6)) for e in found.Scalars("overlap/by_chance")] == [(1, 0.55)]
     assert "recipe/text_summary" in tags["tensors"]
     plugins = {name for name in ("hparams", "custom_scalars", "text") if found.PluginTagToContent(name)}
     assert plugins == {"hparams", "custom_scalars", "text"}

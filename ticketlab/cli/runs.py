@@ -127,7 +127,7 @@ def _listed(lines: Sequence[Line], json: bool) -> None:
             Path(one.run).name + (" *" if one.derived_from else ""),
             one.method or one.kind,
             one.state,
-            f"{one.data} (stand-in)" if one.stand_in_for else str(one.data),
+            f"{one.data} (stand-in)" if one.stand_in_for else one.data or "",
             str(one.replicates),
             str(one.levels),
             "" if one.density is None else f"{100 * one.density:.4g}",

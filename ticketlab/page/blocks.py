@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,10 +71,13 @@ class Page:
     sections: Sequence[Section]
     warning: str | None = None
     """What must be known before any number is read, such as stand-in data."""
-    tables: list[Table] = field(init=False)
-    pictures: list[Picture] = field(init=False)
 
-    def __post_init__(self) -> None:
-        blocks = [block for section in self.sections for block in section.blocks]
-        object.__setattr__(self, "tables", [block for block in blocks if isinstance(block, Table)])
-        object.__setattr__(self, "pictures", [block for block in blocks if isinstance(block, Picture)])
+    @property
+    def tables(self) -> list[Table]:
+        """Of all sections."""
+        return [block for section in self.sections for block in section.blocks if isinstance(block, Table)]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Of all sections."""
+        return [block for section in self.sections for block in section.blocks if isinstance(block, Picture)]

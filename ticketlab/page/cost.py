@@ -9,6 +9,7 @@ from ticketlab.page.blocks import Block, Table, Text
 from ticketlab.page.facts import Facts
 from ticketlab.page.words import among, percents, plain, settings_table, total_time
 from ticketlab.recipe_file import recipe_yaml
+from ticketlab.report import mean_known
 from ticketlab.runs.results import BENCH, BENCHED, EXPORTS
 
 
@@ -17,7 +18,6 @@ def cost(facts: Facts) -> Iterator[Block]:
     rows = []
     for row in facts.rows:
         same = [level for level in facts.levels if level.level == row.level]
-        flops = [level.flops for level in same if level.flops is not None]
         rows.append(
             {
                 "level": row.level,
@@ -25,7 +25,7 @@ def cost(facts: Facts) -> Iterator[Block]:
                 "remaining": same[0].remaining,
                 "total": same[0].total,
                 "steps": fmean(level.steps for level in same),
-                "operations": fmean(flops) if flops else None,
+                "operations": mean_known([level.flops for level in same]),
                 "seconds": fmean(level.seconds for level in same),
                 "ticket_bytes": facts.store.ticket_bytes(same[0].replicate, row.level),
             }
@@ -68,8 +68,11 @@ def cost(facts: Facts) -> Iterator[Block]:
 def _timed(facts: Facts) -> Iterator[Block]:
     """What `ticketlab bench` last measured of this run's networks."""
     beside = facts.store.beside(BENCH)
-    rows = beside.read_result(BENCHED)["rows"] if beside.has_result(BENCHED) else []
-    own = [row for row in rows if row["network"].startswith(facts.store.name)]
+    if not beside.has_result(BENCHED):
+        return
+    record, name = beside.read_result(BENCHED), facts.store.name
+    names = [one["network"] for one in record["networks"] if one["run"].startswith(f"{name} level ")]
+    own = [row for row in record["rows"] if row["network"] in names]
     if own:
         yield Table(
             "latency",

@@ -12,7 +12,7 @@ from ticketlab import run_figures
 from ticketlab.page.blocks import Block, Picture, Text
 from ticketlab.page.facts import Facts
 from ticketlab.page.words import among, percent
-from ticketlab.pruning.overlap import between_replicates, first_layer, nesting
+from ticketlab.pruning.overlap import between_replicates, by_chance, first_layer, nesting
 
 
 def layers(facts: Facts) -> Iterator[Block]:
@@ -81,11 +81,13 @@ def _overlaps(facts: Facts) -> Iterator[Block]:
     }
     if shared:
         last = max(shared)
+        chance = {level: by_chance([m[level] for m in facts.masks.values() if level in m]) for level in shared}
         yield Picture(
             "overlap",
             "Do replicates, each with its own seed, keep the same weights? The dashed line is what chance gives",
-            f"At {percent(facts.densities[last])} two replicates share {percent(shared[last])} of their weights.",
-            run_figures.overlaps(shared, facts.densities, len(facts.masks)),
+            f"At {percent(facts.densities[last])} two replicates share {percent(shared[last])} of their weights; "
+            f"by chance {percent(chance[last])}.",
+            run_figures.overlaps(shared, chance, facts.densities, len(facts.masks)),
         )
     first = {level: facts.masks[1][level] for level in tickets if level in facts.masks.get(1, {})}
     kept = nesting(list(first.values()))

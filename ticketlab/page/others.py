@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ticketlab import figures, run_figures
-from ticketlab.fusion_findings import Rows
+from ticketlab.fusion_findings import Rows, of_run
 from ticketlab.page.blocks import Page, Picture, Section, Table
-from ticketlab.page.words import among, percent, percents, plain, settings_table
+from ticketlab.page.words import among, percent, percents, plain, settings_table, stand_in
 from ticketlab.runs.results import FEDERATED, FUSED, STUDY, STUDY_ROWS
 from ticketlab.runs.rows import read_rows
 from ticketlab.runs.store import RunStore
@@ -27,7 +27,7 @@ def fusion_page(store: RunStore) -> Page:
         Section("fusion", "Before and after", list(_fusion(record))),
         Section("environment", "To make it again", [_environment(store)]),
     ]
-    return Page(store.name, lead, sections, _stand_in(record))
+    return Page(store.name, lead, sections, stand_in(record))
 
 
 def _fusion(record: Mapping[str, Any]) -> Iterator[Table | Picture]:
@@ -106,7 +106,7 @@ def study_page(store: RunStore) -> Page:
         sizes,
     )
     rows: Rows = [row for name in store.results(STUDY_ROWS) for row in read_rows(store.path / name)]
-    grid = [row for row in rows if row["model"] == rows[0]["model"]]
+    grid = of_run(rows, record["sources"][0])
     picture = Picture(
         "accuracy-against-size",
         "Accuracy against parameters: columns by the source's sparsity, rows by epochs of retraining",
@@ -119,18 +119,19 @@ def study_page(store: RunStore) -> Page:
         Section("sizes", "Sizes", [smallest, picture]),
         Section("environment", "To make it again", [_environment(store)]),
     ]
-    return Page(store.name, lead, sections)
+    return Page(store.name, lead, sections, stand_in(store.read_manifest()))
 
 
 def federation_page(store: RunStore) -> Page:
     """Rounds of a federation: accuracy, bytes, clients, controls."""
     record = store.read_result(FEDERATED)
     rounds = record["rounds"]
-    first, last = record["start"], rounds[-1]
+    known, last = record["start"]["test_accuracy"], rounds[-1]
+    before = "" if known is None else f"{percent(known)} before, "
     lead = [
         f"{among(len(rounds), 'round')} of {among(len(last['clients']), 'client')}, rule {record['rule']}, partition "
-        f"{record['partition']}: test accuracy {percent(first['test_accuracy'])} before, "
-        f"{percent(last['test_accuracy'])} after, at {percent(last['density'])} of the weights.",
+        f"{record['partition']}: test accuracy {before}{percent(last['test_accuracy'])} after, "
+        f"at {percent(last['density'])} of the weights.",
         *(
             f"Each client sent {known['up']:.1f} and received {known['down']:.1f} times fewer bytes than dense ones."
             for known in [record["ratio"]]
@@ -142,7 +143,7 @@ def federation_page(store: RunStore) -> Page:
         Section("controls", "Controls", list(_controls(record))),
         Section("environment", "To make it again", [_environment(store)]),
     ]
-    return Page(store.name, lead, [section for section in sections if section.blocks], _stand_in(store.read_manifest()))
+    return Page(store.name, lead, [section for section in sections if section.blocks], stand_in(store.read_manifest()))
 
 
 def _rounds(record: Mapping[str, Any]) -> Iterator[Table | Picture]:
@@ -191,12 +192,6 @@ def _environment(store: RunStore) -> Table:
 
 def _versions(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {name: plain(value) for name, value in manifest.get("versions", {}).items()}
-
-
-def _stand_in(record: Mapping[str, Any]) -> str | None:
-    if not record.get("stand_in_for"):
-        return None
-    return f"Stand-in data: {record['data']} in place of {record['stand_in_for']}. The numbers are of no other use."
 
 
 PAGES = {"fuse": (FUSED, fusion_page), "study": (STUDY, study_page), "federate": (FEDERATED, federation_page)}

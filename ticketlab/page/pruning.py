@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,37 +14,34 @@ from ticketlab.page.blocks import Block, Page, Picture, Section, Table, Text
 from ticketlab.page.cost import again, cost
 from ticketlab.page.facts import Facts
 from ticketlab.page.masks import layers, masks
-from ticketlab.page.words import among, interval, percent, percents, points
+from ticketlab.page.words import among, interval, percent, percents, points, stand_in
 from ticketlab.report import Row, state, winning
 from ticketlab.runs.results import CLAIMS, STABILITY, SUPERMASK
 from ticketlab.runs.store import RunStore
 
 
-def pruning_page(store: RunStore) -> Page:
-    """All of a run that has a finished level."""
+def pruning_page(store: RunStore, names: Collection[str] | None = None) -> Page:
+    """Sections of a run that has a finished level: those of these names, or all."""
     facts = Facts(store)
     made = (
         Section(name, title, blocks)
         for name, title, write in SECTIONS
-        if (blocks := [block for block in write(facts) if block is not None])
+        if (names is None or name in names) and (blocks := list(write(facts)))
     )
-    stand_in = facts.manifest.get("stand_in_for")
-    warning = (
-        f"Stand-in data: trained on {facts.manifest['data']} in place of {stand_in}. No number here is comparable with "
-        "one of the real data."
-        if stand_in
-        else None
-    )
-    return Page(store.name, list(_lead(facts)), list(made), warning)
+    return Page(store.name, list(_lead(facts)), list(made), stand_in(facts.manifest))
 
 
 def _lead(facts: Facts) -> Iterator[str]:
     recipe, rows = facts.recipe, facts.rows
+    replicates = len({level.replicate for level in facts.levels})
     yield (
-        f"{recipe.model.name} on {facts.manifest['data']}, {recipe.method}: {among(len(facts.masks), 'replicate')}, "
+        f"{recipe.model.name} on {facts.manifest['data']}, {recipe.method}: {among(replicates, 'replicate')}, "
         f"{among(len(rows), 'level')}, {state(facts.store, facts.manifest)}."
     )
-    dense, best, last = rows[0], winning(rows), rows[-1]
+    dense, best, last = rows[0], winning(rows), min(rows, key=lambda row: (row.density, -row.level))
+    if dense.minus_dense is None:  # a search that stopped, or the beginning of the one training
+        yield f"At {percent(last.density)} of weights: {_spoken(last)} of test images right."
+        return
     yield f"Dense network: {_spoken(dense)} of test images right."
     if best.level:
         yield (
@@ -94,9 +91,9 @@ def _accuracy(facts: Facts) -> Iterator[Block]:
             "accuracy",
             "Test accuracy at the early-stop step (the smallest validation loss) and the step itself, against the "
             "weights that remain; means with 95 % intervals over replicates",
-            f"Test accuracy against the weights that remain: {percent(first.test_accuracy.mean)} dense, highest "
+            f"Test accuracy against the weights that remain: {percent(first.test_accuracy.mean)} at first, highest "
             f"{percent(best.test_accuracy.mean)} at {percent(best.density)}, {percent(last.test_accuracy.mean)} at "
-            f"{percent(last.density)}. Early-stop step: {first.early_stop_step.mean:.0f} dense, "
+            f"{percent(last.density)}. Early-stop step: {first.early_stop_step.mean:.0f} at first, "
             f"{last.early_stop_step.mean:.0f} at the sparsest.",
             ticket_figures.against_density(records),
         )
@@ -128,15 +125,14 @@ def _records(facts: Facts) -> list[dict[str, Any]]:
     dense = facts.rows[0]
     ended = dense.minus_dense is not None
     return [
-        facts.controls.get(row.level)
-        or {
+        {
             "run": str(facts.store.path),
             "density": row.density,
             "ticket": asdict(row),
             "dense": asdict(dense) if ended else None,
-            "controls": [],
+            "controls": facts.controls[row.level]["controls"] if row.level in facts.controls else [],
         }
-        for row in facts.rows[1:]
+        for row in sorted(facts.rows[1:], key=lambda row: -row.density)
     ]
 
 
@@ -191,7 +187,7 @@ def _stability(facts: Facts) -> Iterator[Block]:
         yield Picture(
             f"barriers-{place}",
             "Linear mode connectivity (Frankle et al. 2020): how far the error on the line between two copies, "
-            "trained apart from one step, rises above their own; below 2 points they are stable",
+            f"trained apart from one step, rises above their own; stable: below {100 * record['threshold']:g} points",
             f"Error barriers: {told}.",
             ticket_figures.barriers(record),
         )
@@ -201,7 +197,7 @@ def _supermasks(facts: Facts) -> Iterator[Block]:
     record = facts.record(SUPERMASK)
     if record is None or not (record["one_shot"] or record["learned"]):
         return
-    best = max([*record["one_shot"], *record["learned"]], key=lambda row: row["test_accuracy"]["mean"])
+    best = max([*record["one_shot"], *record["learned"]], key=lambda row: row["val_accuracy"]["mean"])
     yield Picture(
         "supermasks",
         "Networks whose weights were never trained under masks: validation accuracy against the density of the mask",

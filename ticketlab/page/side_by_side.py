@@ -24,7 +24,7 @@ def side_by_side(stores: Sequence[RunStore], against: str | None = None) -> Page
         against: Method or run that the others are compared with; magnitude if left out.
     """
     comparisons = compare([network for store in stores for network in run_networks(store)], against)
-    own = [(store, pruning_page(store)) for store in stores]
+    own = [(store, pruning_page(store, KEPT)) for store in stores]
     sections = [
         *([Section("methods", "Methods", list(_methods(comparisons)))] if comparisons else []),
         Section("recipes", "What differs between the recipes", [_differences(stores)]),
@@ -84,10 +84,8 @@ def _differences(stores: Sequence[RunStore]) -> Table | Text:
 
 def _in_short(number: int, page: Page) -> Iterator[Text | Table | Picture]:
     """A run's own page, shortened; names of files say which run they are of."""
-    yield from (Text(sentence) for sentence in page.lead)
+    yield from (Text(sentence) for sentence in [page.warning, *page.lead] if sentence)
     for section in page.sections:
-        if section.name not in KEPT:
-            continue
         for block in section.blocks:
             if isinstance(block, Picture):
                 yield Picture(f"run-{number}-{block.name}", block.title, block.alt, block.figure)

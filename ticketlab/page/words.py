@@ -54,6 +54,16 @@ def plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def stand_in(facts: Mapping[str, Any]) -> str | None:
+    """What must be known before any number is read, where other data stood in for the recipe's."""
+    if not facts.get("stand_in_for"):
+        return None
+    return (
+        f"Stand-in data: {facts['data']} in place of {facts['stand_in_for']}. No number here is comparable with "
+        "one of the real data."
+    )
+
+
 def settings_table(name: str, title: str, known: Mapping[str, str]) -> Table:
     """Facts below each other."""
     return Table(

@@ -15,6 +15,11 @@ from ticketlab.pruning.masks import Mask
 SMALLEST_PICTURE = 8
 
 
+def is_comparable(one: Mask, other: Mask) -> bool:
+    """Whether two masks are of the same weights: one of channels and one of weights are not."""
+    return bool(one) and {n: kept.shape for n, kept in one.items()} == {n: kept.shape for n, kept in other.items()}
+
+
 def kept_by_both(one: Mask, other: Mask) -> float:
     """Of the weights that one mask keeps, the share that the other keeps, too."""
     both = sum(int((kept & other[name]).sum()) for name, kept in one.items())
@@ -26,6 +31,16 @@ def between_replicates(masks: Sequence[Mask]) -> float | None:
     if len(masks) < 2:
         return None
     return fmean(kept_by_both(one, other) for one, other in combinations(masks, 2))
+
+
+def by_chance(masks: Sequence[Mask]) -> float:
+    """What `between_replicates` would be of random masks with the same density in each layer."""
+    shares = []
+    for mask in masks:
+        kept = {name: int(found.sum()) for name, found in mask.items()}
+        both = sum(count * count / mask[name].numel() for name, count in kept.items())
+        shares.append(both / max(1, sum(kept.values())))
+    return fmean(shares)
 
 
 def nesting(masks: Sequence[Mask]) -> NDArray[np.float64]:

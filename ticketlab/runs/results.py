@@ -2,6 +2,8 @@
 
 FUSED, FUSED_NETWORK = "fused.json", "fused.safetensors"
 FEDERATED, FEDERATED_NETWORK = "federated.json", "federated.ticket"
+REQUEST = "federation.json"
+"""What a federation was asked to do."""
 STUDY, STUDY_ROWS = "study.json", "cells/replicate_*.jsonl"
 CLAIMS = "claims.json"
 SUPERMASK = "supermask/supermask.json"

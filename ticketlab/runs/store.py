@@ -397,6 +397,14 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
     raise _no_run(root, name, runs)
 
 
+def prune_first(root: Path, name: str | None) -> RunStore:
+    """A run by path, name or unique prefix, a pruning run before one that was made from it; as `find_run` else."""
+    try:
+        return find_run(root, name, "prune")
+    except RunError:
+        return find_run(root, name)
+
+
 def is_path_of_run(name: str) -> bool:
     """Whether a name is the path of a run's folder."""
     return (Path(name) / MANIFEST).is_file()

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from ticketlab.pruning.masks import Mask
-from ticketlab.pruning.overlap import first_layer, kept_by_both
+from ticketlab.pruning.overlap import first_layer, is_comparable, kept_by_both
 from ticketlab.runs.store import Level
 
 MARGIN = ("test_accuracy/mean", "test_accuracy/lowest", "test_accuracy/highest")
@@ -31,7 +31,7 @@ LAYOUT = {
     "training": {
         "loss": ["Multiline", [r"loss/.*"]],
         "validation accuracy": ["Multiline", [r"accuracy/val"]],
-        "sign flips": ["Multiline", [r"sign_flips/.*"]],
+        "sign flips": ["Multiline", [r"sign_flip_rate/.*"]],
     },
 }
 """Of the page of custom scalars."""
@@ -112,7 +112,7 @@ def log_level(
             writer.add_scalar(f"density/{name}", value, level.level)
         if level.effective_density is not None:
             writer.add_scalar("density/effective", level.effective_density, level.level)
-        if before:
+        if before and is_comparable(mask, before):
             writer.add_scalar("overlap/kept_by_the_level_before", kept_by_both(mask, before), level.level)
         if seen := first_layer(mask):
             writer.add_image(f"mask/{seen[0]}", _magnified(seen[1], inputs), level.level, dataformats="HWC")
@@ -144,8 +144,8 @@ def write_run_summary(
 
     Args:
         settings: Hyper-parameters by dotted name; values of text, number or truth.
-        rows: One for each level: density, mean, lowest, highest (test accuracy over replicates), and overlap, the
-            share of weights that two replicates both keep, or None.
+        rows: One for each level: density, mean, lowest, highest (test accuracy over replicates), overlap, the share
+            of weights that two replicates both keep, or None, and by_chance, that of random masks.
     """
     with _fresh(folder) as writer:
         writer.add_text("recipe", "```yaml\n" + recipe_text + "```")
@@ -156,7 +156,7 @@ def write_run_summary(
             writer.add_scalar("density/all", row["density"], level)
             if row["overlap"] is not None:
                 writer.add_scalar("overlap/between_replicates", row["overlap"], level)
-                writer.add_scalar("overlap/by_chance", row["density"], level)
+                writer.add_scalar("overlap/by_chance", row["by_chance"], level)
         # the public add_hparams() would open a second run beside this one
         assert writer.file_writer is not None
         for record in hparams(dict(settings), dict.fromkeys((MARGIN[0], "density/all"), 0.0)):

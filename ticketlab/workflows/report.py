@@ -11,7 +11,7 @@ from ticketlab.errors import RunError
 from ticketlab.page.blocks import Page
 from ticketlab.report import run_levels, state
 from ticketlab.runs.rows import write_csv
-from ticketlab.runs.store import RunStore, find_run, find_runs
+from ticketlab.runs.store import RunStore, find_run, find_runs, prune_first
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def report_runs(root: Path, names: Sequence[str], against: str | None, out: Path
 def _named(root: Path, names: Sequence[str]) -> list[RunStore]:
     """The runs that are meant; one name stands for one run, several may be prefixes of more."""
     if len(names) < 2:
-        return [find_run(root, names[0] if names else None)]
+        return [prune_first(root, names[0]) if names else find_run(root, None)]
     found = {store.path.resolve(): store for name in names for store in find_runs(root, name, "prune")}
     return list(found.values())
 
@@ -77,8 +77,9 @@ def _page(stores: Sequence[RunStore], against: str | None) -> Page:
 
     for store in stores:
         is_pruning = store.kind == "prune"
-        name, _ = PAGES.get(store.kind, ("", None))
-        if not (run_levels(store) if is_pruning else store.has_result(name)):
+        if not is_pruning and store.kind not in PAGES:
+            raise RunError(f"{store.path}: was made by ticketlab {store.kind}, which has no page")
+        if not (run_levels(store) if is_pruning else store.has_result(PAGES[store.kind][0])):
             raise RunError(f"{store.path}: has nothing to show yet; the same command goes on with it")
     if len(stores) > 1:
         return side_by_side(stores, against)

@@ -17,7 +17,7 @@ import torch
 from ticketlab.data.files import Places
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 from ticketlab.pruning.masks import Mask
-from ticketlab.pruning.overlap import between_replicates
+from ticketlab.pruning.overlap import between_replicates, by_chance
 from ticketlab.recipe import Recipe, dotted
 from ticketlab.recipe_file import RecipeFile, read_recipe, recipe_yaml
 from ticketlab.report import run_levels, summarise
@@ -278,10 +278,12 @@ def write_summary(store: RunStore, recipe: Recipe) -> None:
             "mean": row.test_accuracy.mean,
             "lowest": row.lowest,
             "highest": row.highest,
-            "overlap": between_replicates(_masks(store, row.level)) if row.level else None,
+            "overlap": between_replicates(masks) if row.level else None,
+            "by_chance": by_chance(masks),
         }
         for row in summarise(run_levels(store))
         if row.test_accuracy.n == len(store.replicates())
+        for masks in [_masks(store, row.level)]
     ]
     write_run_summary(store.path, recipe_yaml(recipe), flat_settings(recipe), rows)
 

@@ -21,6 +21,7 @@ from ticketlab.pruning.masks import Mask, State, remaining
 from ticketlab.runs.files import under
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.tensorboard import LevelEvents, log_level
+from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
 from ticketlab.training.frozen import keep_frozen_
 from ticketlab.training.loop import Adjust, Step, evaluate, revived, train_steps
@@ -211,9 +212,10 @@ def train_level(
     if task.stop < plan.steps:
         store.write_optimizer(task.replicate, task.level, net.optimizer_state(trainer.optimizer))
     level = _finish(plan, task, trainer, watches, splits)
-    before = store.read_ticket(task.replicate, task.level - 1)
     seen = splits.train.images[:SEEN].float().mean(dim=(0, 1)).cpu().numpy()
-    log_level(store.replicate_dir(task.replicate), level, task.mask, before.mask if before else None, seen)
+    # a method that prunes in training may have written another mask than the level began with
+    masks = [ticket.mask if ticket else {} for ticket in _tickets(store, task)]
+    log_level(store.replicate_dir(task.replicate), level, masks[1], masks[0], seen)
     store.write_level(level, net.whole(trainer.best), final)
     yield level
 
@@ -285,6 +287,11 @@ def _keep_rewind_point(plan: Plan, store: RunStore, task: LevelTask, trainer: Tr
     """Level 0 leaves the weights at the rewind step behind for the levels after it."""
     if task.level == 0 and trainer.step == plan.rewind:
         store.write_rewind(task.replicate, trainer.model.state_dict(), plan.rewind)
+
+
+def _tickets(store: RunStore, task: LevelTask) -> list[Ticket | None]:
+    """Of the level before, and of this one."""
+    return [store.read_ticket(task.replicate, level) for level in (task.level - 1, task.level)]
 
 
 def _finish(plan: Plan, task: LevelTask, trainer: Trainer, watches: Sequence[Watch], splits: Splits) -> Level:

@@ -16,14 +16,14 @@ from ticketlab import federate
 from ticketlab.data.partition import partitions
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 from ticketlab.federate.processes import TESTED, Child, flwr, was_tested
-from ticketlab.runs.results import FEDERATED
+from ticketlab.runs.results import FEDERATED, REQUEST
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import FederationEvents
 from ticketlab.workflows.federation.controls import controls_of
 from ticketlab.workflows.federation.flower import LAB, Entrance, entrance_of, running
 from ticketlab.workflows.federation.record import record_of, write_network
 from ticketlab.workflows.federation.request import Asked, request_hash, request_of
-from ticketlab.workflows.federation.server import FAILURE, LIVE, REQUEST, make_rule, round_name
+from ticketlab.workflows.federation.server import FAILURE, LIVE, make_rule, round_name
 from ticketlab.workflows.federation.simulation import check_ray, simulation
 from ticketlab.workflows.federation.start import starting
 from ticketlab.workflows.run import Machine, outcome

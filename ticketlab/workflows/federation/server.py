@@ -25,6 +25,7 @@ from ticketlab.models.build import network_from
 from ticketlab.pruning.masks import density
 from ticketlab.recipe import SECURE_CLIENTS, FederateSection
 from ticketlab.runs.manifest import now
+from ticketlab.runs.results import REQUEST
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.federation.exchange import POLL, Outcome, Session, exchange, states
@@ -32,7 +33,7 @@ from ticketlab.workflows.federation.secure import exchange_securely
 from ticketlab.workflows.federation.start import Start, read_start
 from ticketlab.workflows.fuse import accuracies
 
-REQUEST, FAILURE, LIVE = "federation.json", "failure.json", "live.json"
+FAILURE, LIVE = "failure.json", "live.json"
 FOLDER = "TICKETLAB_FEDERATION"
 """Environment variable that names the run's folder where the engine has no run config, as in simulations."""
 

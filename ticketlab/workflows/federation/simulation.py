@@ -18,8 +18,9 @@ from typing import Any
 from ticketlab.errors import TicketlabError
 from ticketlab.federate.processes import Child, start, stop
 from ticketlab.runs.files import remove, scratch
+from ticketlab.runs.results import REQUEST
 from ticketlab.runs.store import RunStore
-from ticketlab.workflows.federation.server import FOLDER, REQUEST
+from ticketlab.workflows.federation.server import FOLDER
 
 LOOK = 0.2
 """Seconds between looks whether the coordinator is still there."""
