@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ticketlab.claims import Bounds, measured, seeds_to_decide, terms, verdict
+from ticketlab.claims import Bounds, expected_in_words, measured, measured_in_words, seeds_to_decide, terms, verdict
 from ticketlab.report import Estimate, estimate
 
 
@@ -82,3 +82,24 @@ def test_seeds_to_decide_are_those_whose_interval_would_be_short_enough():
     assert 2.571 * deviation / math.sqrt(6) > 0.2 >= 2.447 * deviation / math.sqrt(7)
     assert seeds_to_decide(Estimate(0.0, -1.0, 1.0, 3), Bounds(low=0.0), 2) is None
     assert seeds_to_decide(Estimate(1.0, None, None, 1), Bounds(low=0.0), 2) is None
+
+
+def test_figures_are_told_in_their_own_units():
+    points = {"metric": "test_accuracy", "that": "ticket - dense"}
+    ratio = {"metric": "test_accuracy", "that": "ticket / dense"}
+    steps = {"metric": "early_stop_step", "that": "1 - ticket / dense"}
+    found = {"mean": 0.005, "low": 0.003, "high": 0.007, "n": 5}
+    assert measured_in_words({**points, "measured": found}) == "0.50 points ± 0.20 points"
+    assert measured_in_words({**points, "measured": {**found, "mean": 0.0123, "high": None}}) == "1.23 points"
+    assert measured_in_words({**ratio, "measured": {**found, "mean": 0.98765, "high": None}}) == "0.9877"
+    assert measured_in_words({**steps, "measured": {**found, "mean": 0.21, "high": None}}) == "0.21"
+    assert measured_in_words({**points, "measured": None, "problem": None}) == "nothing"
+    assert measured_in_words({**points, "measured": None, "problem": "with seed 0 …"}) == "with seed 0 …"
+    assert (
+        expected_in_words({**points, "expected": {"expected": 0.003, "tolerance": 0.001}})
+        == "0.30 points ± 0.10 points"
+    )
+    assert (
+        expected_in_words({**points, "expected": {"at_least": -0.002, "at_most": 0.01}})
+        == "≥ -0.20 points, ≤ 1.00 points"
+    )

@@ -7,7 +7,6 @@ import pytest
 from support import TINY
 
 from ticketlab.cli import branches, findings
-from ticketlab.cli.findings import _measured, _spoken
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.stability import Line
 from ticketlab.workflows.train_level import Drawn
@@ -156,16 +155,3 @@ def test_tables_of_stand_in_data_say_so(capsys):
     findings.stability({**record, "rows": [], "search": None, "folder": "runs/tiny/stability"}, json=False)
     told = " ".join(capsys.readouterr().out.split())
     assert told.count("runs/tiny on mnist_5k (STAND-IN for mnist): ") == 2
-
-
-def test_figures_are_told_in_their_own_units():
-    points = {"metric": "test_accuracy", "that": "ticket - dense"}
-    ratio = {"metric": "test_accuracy", "that": "ticket / dense"}
-    steps = {"metric": "early_stop_step", "that": "1 - ticket / dense"}
-    assert _spoken(0.0123, points) == "1.23 points"
-    assert (_spoken(0.98765, ratio), _spoken(0.21, steps)) == ("0.9877", "0.21")
-    found = {"mean": 0.005, "low": 0.003, "high": 0.007, "n": 5}
-    assert _measured({**points, "measured": found}) == "0.50 points ± 0.20 points"
-    assert _measured({**points, "measured": {**found, "high": None}}) == "0.50 points"
-    assert _measured({**points, "measured": None, "problem": None}) == "nothing"
-    assert _measured({**points, "measured": None, "problem": "with seed 0 …"}) == "with seed 0 …"
