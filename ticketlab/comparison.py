@@ -76,6 +76,11 @@ class Point:
             return "one seed"
         return "ahead" if minus.low > 0 else "behind" if minus.high < 0 else "level"
 
+    @property
+    def mark(self) -> str:
+        """The verdict as a sign, where it is one."""
+        return {"ahead": " ▲", "behind": " ▼"}.get(self.verdict, "")
+
 
 @dataclass(frozen=True)
 class Comparison:

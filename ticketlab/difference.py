@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from ticketlab.errors import RunError
@@ -149,4 +150,4 @@ def _early_stop(levels: Sequence[Level]) -> Estimate:
 
 
 def _seconds(levels: Sequence[Level]) -> float:
-    return estimate([level.seconds for level in levels]).mean
+    return fmean(level.seconds for level in levels)

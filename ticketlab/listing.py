@@ -6,13 +6,12 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from statistics import fmean
 from typing import Any
 
 from ticketlab.errors import TicketlabError
 from ticketlab.recipe_file import read_recipe
 from ticketlab.registry import did_you_mean
-from ticketlab.report import state
+from ticketlab.report import sparsest, state, summarise
 from ticketlab.runs.results import FEDERATED, FUSED
 from ticketlab.runs.store import RunStore
 
@@ -84,9 +83,8 @@ def _results(store: RunStore) -> dict[str, Any]:
         "seconds": sum(level.seconds for levels in found for level in levels),
     }
     if common:
-        sparsest = min(range(common), key=lambda index: (found[0][index].density, -index))
-        same = [levels[sparsest] for levels in found]
-        results |= {"density": same[0].density, "test_accuracy": fmean(level.test_accuracy for level in same)}
+        end = sparsest(summarise([level for levels in found for level in levels[:common]]))
+        results |= {"density": end.density, "test_accuracy": end.test_accuracy.mean}
     return results
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
+from ticketlab.cli.progress import follow
 from ticketlab.data.files import Places
 from ticketlab.errors import RunError
 from ticketlab.pruning.masks import Mask
@@ -17,6 +18,7 @@ from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import read_recipe
 from ticketlab.report import run_levels, state, summarise
 from ticketlab.runs.store import RunStore, prune_first
+from ticketlab.workflows.run import Machine, prune_run
 from ticketlab.workflows.source import from_run
 
 if TYPE_CHECKING:
@@ -131,9 +133,6 @@ def prune(
 
     Raises TicketlabError where the command would end with an error.
     """
-    from ticketlab.cli.progress import follow
-    from ticketlab.workflows.run import Machine, prune_run
-
     machine = Machine(Path(runs), Places.default(None if data is None else Path(data)), device, workers, threads)
     store, _ = follow(prune_run(read_recipe(Path(recipe), overrides), machine), quiet)
     return Run(store)

@@ -103,15 +103,16 @@ def telling(rows: Sequence[Row]) -> list[Row]:
     """The rows to look at first: dense, the sparsest as good on validation data, and the sparsest of all."""
     if not rows:
         return []
-    return [row for row in rows if row in (rows[0], winning(rows), _sparsest(rows))]
+    return [row for row in rows if row in (rows[0], winning(rows), sparsest(rows))]
 
 
 def winning(rows: Sequence[Row]) -> Row:
     """The sparsest level whose mean validation accuracy is no lower than the first's, the dense network's."""
-    return _sparsest([row for row in rows if row.val_accuracy.mean >= rows[0].val_accuracy.mean])
+    return sparsest([row for row in rows if row.val_accuracy.mean >= rows[0].val_accuracy.mean])
 
 
-def _sparsest(rows: Sequence[Row]) -> Row:
+def sparsest(rows: Sequence[Row]) -> Row:
+    """The row of the smallest density, the deepest of several."""
     return min(rows, key=lambda row: (row.density, -row.level))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ticketlab.cli.render import counted, new_table, note, result, show, with_interval
+from ticketlab.cli.render import new_table, note, result, show, with_interval
 from ticketlab.comparison import Point, as_dict, said, verdicts
+from ticketlab.words import counted
 from ticketlab.workflows.report import Compared, Reported
 
 
@@ -50,8 +51,7 @@ def compared(done: Compared, json: bool) -> None:
 def _accuracy_cell(point: Point | None) -> str:
     if point is None:
         return ""
-    mark = {"ahead": " ▲", "behind": " ▼"}.get(point.verdict, "")
-    return f"{with_interval(point.test_accuracy, '.2f')} ({point.test_accuracy.n}){mark}"
+    return f"{with_interval(point.test_accuracy, '.2f')} ({point.test_accuracy.n}){point.mark}"
 
 
 def _cost_cell(point: Point | None) -> str:

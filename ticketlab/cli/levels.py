@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ticketlab.cli.render import counted, long_time, new_table, note, result, show, with_interval
+from ticketlab.cli.render import new_table, note, result, show, with_interval
+from ticketlab.words import counted, long_time
 
 if TYPE_CHECKING:
     from ticketlab.draws import Cost

@@ -8,8 +8,9 @@ from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ticketlab.cli.render import console, counted, note
+from ticketlab.cli.render import console, note
 from ticketlab.runs.store import Level, RunStore
+from ticketlab.words import counted
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Event, Started
 from ticketlab.workflows.train_level import Drawn, Notice

@@ -26,11 +26,6 @@ def result(content: object) -> None:
     print(content if isinstance(content, str) else jsonlib.dumps(content, indent=2, ensure_ascii=False))
 
 
-def counted(number: int, word: str) -> str:
-    """`1 replicate`, `2 replicates`."""
-    return f"{number} {word}{'s' * (number != 1)}"
-
-
 def note(text: str) -> None:
     """One line on stderr."""
     print(text, file=sys.stderr, flush=True)
@@ -85,14 +80,6 @@ def with_interval(estimate: Estimate, form: str) -> str:
     """Mean ± half the interval, in per cent; the mean alone where there is no interval."""
     half = "" if estimate.high is None else f" ±{100 * (estimate.high - estimate.mean):.2f}"
     return f"{100 * estimate.mean:{form}}{half}"
-
-
-def long_time(seconds: float) -> str:
-    """A time in the unit that fits."""
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def new_table(title: str, columns: Sequence[str]) -> Table:

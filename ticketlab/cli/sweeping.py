@@ -9,11 +9,12 @@ from typing import Any
 
 from ticketlab.cli.levels import run_record
 from ticketlab.cli.progress import Bars, drawn_line, level_line
-from ticketlab.cli.render import counted, long_time, new_table, note, result, show, with_interval
+from ticketlab.cli.render import new_table, note, result, show, with_interval
 from ticketlab.errors import FailedRun
 from ticketlab.recipe import Recipe
 from ticketlab.report import summarise, telling
 from ticketlab.runs.store import Level
+from ticketlab.words import counted, long_time
 from ticketlab.workflows.estimate import Forecast, forecast
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Machine

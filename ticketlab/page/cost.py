@@ -7,10 +7,11 @@ from statistics import fmean
 
 from ticketlab.page.blocks import Block, Table, Text
 from ticketlab.page.facts import Facts
-from ticketlab.page.words import among, percents, plain, settings_table, total_time
+from ticketlab.page.words import percents, plain, settings_table
 from ticketlab.recipe_file import recipe_yaml
 from ticketlab.report import mean_known
 from ticketlab.runs.results import BENCH, BENCHED, EXPORTS
+from ticketlab.words import counted, long_time
 
 
 def cost(facts: Facts) -> Iterator[Block]:
@@ -33,8 +34,8 @@ def cost(facts: Facts) -> Iterator[Block]:
     yield Table(
         "cost",
         f"What each level cost on {facts.manifest.get('cpu') or 'this machine'}, "
-        f"{among(facts.manifest.get('threads', 1), 'thread')}, mean over replicates; "
-        f"{total_time(sum(level.seconds for level in facts.levels))} of training in all",
+        f"{counted(facts.manifest.get('threads', 1), 'thread')}, mean over replicates; "
+        f"{long_time(sum(level.seconds for level in facts.levels))} of training in all",
         ("level", "weights", "of", "steps", "10⁹ operations", "seconds", "ticket file,\nbytes"),
         [
             (

@@ -10,7 +10,7 @@ from ticketlab.pruning.masks import Mask
 from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import read_recipe
 from ticketlab.report import Row, run_levels, summarise
-from ticketlab.runs.results import controls_of
+from ticketlab.runs.results import control_record
 from ticketlab.runs.store import Level, RunStore
 
 
@@ -58,7 +58,7 @@ class Facts:
     @cached_property
     def controls(self) -> dict[int, dict[str, Any]]:
         """Level → record of its controls."""
-        names = {row.level: controls_of(row.level) for row in self.rows}
+        names = {row.level: control_record(row.level) for row in self.rows}
         return {level: self.store.read_result(name) for level, name in names.items() if self.store.has_result(name)}
 
     def record(self, name: str) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -30,14 +29,12 @@ def html(page: Page, drawings: Mapping[str, bytes]) -> str:
     )
 
 
-@cache
 def _template() -> Template:
     loader = PackageLoader("ticketlab.page", "")
     made = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     return made.get_template("page.html.j2")
 
 
-@cache
 def _style() -> str:
     return (files("ticketlab.page") / "page.css").read_text(encoding="utf-8")
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from ticketlab import run_figures
 from ticketlab.page.blocks import Block, Picture, Text
 from ticketlab.page.facts import Facts
-from ticketlab.page.words import among, percent
+from ticketlab.page.words import percent
 from ticketlab.pruning.overlap import between_replicates, by_chance, first_layer, nesting
+from ticketlab.words import counted
 
 
 def layers(facts: Facts) -> Iterator[Block]:
@@ -40,18 +41,18 @@ def layers(facts: Facts) -> Iterator[Block]:
 def masks(facts: Facts) -> Iterator[Block]:
     """The first layer's mask as a picture, and overlaps between replicates and levels."""
     tickets = {level: mask for level, mask in facts.masks.get(1, {}).items() if level}
-    if not tickets or not next(iter(tickets.values())):
+    if not any(tickets.values()):
         return
     pictures = {level: seen for level, mask in tickets.items() if (seen := first_layer(mask))}
     if pictures:
         name, last = pictures[max(pictures)]
         drawn = {level: seen for level, (_, seen) in pictures.items()}
-        units = next(iter(tickets.values()))[name].shape[0]
-        if next(iter(tickets.values()))[name].dim() == 4:
+        layer = tickets[max(pictures)][name]
+        if layer.dim() == 4:
             yield Picture(
                 "kernels",
                 f"The first layer's mask ({name}): filters below each other, input channels beside each other",
-                f"Mask of {name} at {among(len(tickets), 'level')}.",
+                f"Mask of {name} at {counted(len(tickets), 'level')}.",
                 run_figures.kernels(drawn, facts.densities),
             )
         else:
@@ -61,7 +62,7 @@ def masks(facts: Facts) -> Iterator[Block]:
                 "Pixels in the middle of the picture keep more weights than those at its edge."
                 if _is_central(last)
                 else "Share of weights that remain at each input pixel.",
-                run_figures.input_pixels(drawn, facts.densities, units),
+                run_figures.input_pixels(drawn, facts.densities, layer.shape[0]),
             )
     yield from _overlaps(facts)
 

@@ -8,10 +8,11 @@ from typing import Any
 from ticketlab import figures, run_figures
 from ticketlab.fusion_findings import Rows, of_run
 from ticketlab.page.blocks import Page, Picture, Section, Table
-from ticketlab.page.words import among, percent, percents, plain, settings_table, stand_in
+from ticketlab.page.words import percent, percents, plain, settings_table, stand_in
 from ticketlab.runs.results import FEDERATED, FUSED, STUDY, STUDY_ROWS
 from ticketlab.runs.rows import read_rows
 from ticketlab.runs.store import RunStore
+from ticketlab.words import counted
 
 
 def fusion_page(store: RunStore) -> Page:
@@ -113,7 +114,7 @@ def study_page(store: RunStore) -> Page:
         "; ".join(f"{one['hypothesis']}: {one['verdict']}" for one in record["findings"]),
         figures.accuracy_against_size(grid),
     )
-    lead = [f"{record['cells']:,} fused networks of {among(len(record['sources']), 'run')}."]
+    lead = [f"{record['cells']:,} fused networks of {counted(len(record['sources']), 'run')}."]
     sections = [
         Section("hypotheses", "Hypotheses", [verdicts]),
         Section("sizes", "Sizes", [smallest, picture]),
@@ -129,8 +130,8 @@ def federation_page(store: RunStore) -> Page:
     known, last = record["start"]["test_accuracy"], rounds[-1]
     before = "" if known is None else f"{percent(known)} before, "
     lead = [
-        f"{among(len(rounds), 'round')} of {among(len(last['clients']), 'client')}, rule {record['rule']}, partition "
-        f"{record['partition']}: test accuracy {before}{percent(last['test_accuracy'])} after, "
+        f"{counted(len(rounds), 'round')} of {counted(len(last['clients']), 'client')}, rule {record['rule']}, "
+        f"partition {record['partition']}: test accuracy {before}{percent(last['test_accuracy'])} after, "
         f"at {percent(last['density'])} of the weights.",
         *(
             f"Each client sent {known['up']:.1f} and received {known['down']:.1f} times fewer bytes than dense ones."
@@ -194,5 +195,5 @@ def _versions(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {name: plain(value) for name, value in manifest.get("versions", {}).items()}
 
 
-PAGES = {"fuse": (FUSED, fusion_page), "study": (STUDY, study_page), "federate": (FEDERATED, federation_page)}
-"""Kind of run → the record that it ends with, and its page."""
+PAGES = {"fuse": fusion_page, "study": study_page, "federate": federation_page}
+"""Of each kind of run but pruning."""

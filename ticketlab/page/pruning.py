@@ -14,10 +14,11 @@ from ticketlab.page.blocks import Block, Page, Picture, Section, Table, Text
 from ticketlab.page.cost import again, cost
 from ticketlab.page.facts import Facts
 from ticketlab.page.masks import layers, masks
-from ticketlab.page.words import among, interval, percent, percents, points, stand_in
-from ticketlab.report import Row, state, winning
+from ticketlab.page.words import interval, percent, percents, points, stand_in
+from ticketlab.report import Row, sparsest, state, winning
 from ticketlab.runs.results import CLAIMS, STABILITY, SUPERMASK
 from ticketlab.runs.store import RunStore
+from ticketlab.words import counted
 
 
 def pruning_page(store: RunStore, names: Collection[str] | None = None) -> Page:
@@ -35,10 +36,10 @@ def _lead(facts: Facts) -> Iterator[str]:
     recipe, rows = facts.recipe, facts.rows
     replicates = len({level.replicate for level in facts.levels})
     yield (
-        f"{recipe.model.name} on {facts.manifest['data']}, {recipe.method}: {among(replicates, 'replicate')}, "
-        f"{among(len(rows), 'level')}, {state(facts.store, facts.manifest)}."
+        f"{recipe.model.name} on {facts.manifest['data']}, {recipe.method}: {counted(replicates, 'replicate')}, "
+        f"{counted(len(rows), 'level')}, {state(facts.store, facts.manifest)}."
     )
-    dense, best, last = rows[0], winning(rows), min(rows, key=lambda row: (row.density, -row.level))
+    dense, best, last = rows[0], winning(rows), sparsest(rows)
     if dense.minus_dense is None:  # a search that stopped, or the beginning of the one training
         yield f"At {percent(last.density)} of weights: {_spoken(last)} of test images right."
         return
@@ -212,7 +213,7 @@ def _training(facts: Facts) -> Iterator[Block]:
         yield Picture(
             "training",
             "Validation loss and accuracy while each level trained; darker lines are denser networks",
-            f"Validation loss against the step for {among(len(facts.rows), 'level')}; mean early-stop steps go from "
+            f"Validation loss against the step for {counted(len(facts.rows), 'level')}; mean early-stop steps go from "
             f"{facts.rows[0].early_stop_step.mean:.0f} to {facts.rows[-1].early_stop_step.mean:.0f}.",
             run_figures.training_curves(trained),
         )

@@ -8,10 +8,11 @@ from ticketlab.comparison import Comparison, compare, run_networks, said, table_
 from ticketlab.figures import methods_side_by_side
 from ticketlab.page.blocks import Page, Picture, Section, Table, Text
 from ticketlab.page.pruning import pruning_page
-from ticketlab.page.words import among, interval, plain
+from ticketlab.page.words import interval, plain
 from ticketlab.recipe import dotted
 from ticketlab.recipe_file import read_recipe
 from ticketlab.runs.store import RunStore
+from ticketlab.words import counted
 
 KEPT = ("claims", "accuracy", "controls", "layers", "cost")
 """Sections of each run's own page that stand here, too."""
@@ -35,7 +36,7 @@ def side_by_side(stores: Sequence[RunStore], against: str | None = None) -> Page
     ]
     warnings = [page.warning for _, page in own if page.warning]
     lead = [sentence for comparison in comparisons for sentence in verdicts(comparison)]
-    return Page(f"{among(len(stores), 'run')} side by side", lead, sections, warnings[0] if warnings else None)
+    return Page(f"{counted(len(stores), 'run')} side by side", lead, sections, warnings[0] if warnings else None)
 
 
 def _methods(comparisons: Sequence[Comparison]) -> Iterator[Picture | Table | Text]:
@@ -64,8 +65,7 @@ def _cell(comparison: Comparison, method: str, density: float) -> str:
     point = comparison.at(method, density)
     if point is None:
         return ""
-    mark = {"ahead": " ▲", "behind": " ▼"}.get(point.verdict, "")
-    return f"{interval(point.test_accuracy)} ({point.test_accuracy.n}){mark}"
+    return f"{interval(point.test_accuracy)} ({point.test_accuracy.n}){point.mark}"
 
 
 def _differences(stores: Sequence[RunStore]) -> Table | Text:

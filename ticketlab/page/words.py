@@ -9,8 +9,6 @@ from typing import Any
 from ticketlab.page.blocks import Table
 from ticketlab.report import Estimate
 
-UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
-
 
 def percents(share: float) -> str:
     """A share in per cent, without the sign, to four digits at most."""
@@ -32,19 +30,6 @@ def interval(found: Estimate | Mapping[str, Any], form: str = ".2f") -> str:
 def points(found: Estimate | Mapping[str, Any]) -> str:
     """A difference of shares with its sign, in points."""
     return interval(found, "+.2f")
-
-
-def among(count: int, word: str) -> str:
-    """`1 level`, `2 levels`."""
-    return f"{count} {word}{'s' * (count != 1)}"
-
-
-def total_time(seconds: float) -> str:
-    """A time in the unit that fits."""
-    for size, unit in UNITS:
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def plain(value: Any) -> str:

@@ -9,7 +9,8 @@ CLAIMS = "claims.json"
 SUPERMASK = "supermask/supermask.json"
 STABILITY = "stability*/**/stability.json"
 """There may be several: one for each way of looking."""
-EXPORTS = "export/export.json"
+EXPORTED = "export.json"
+EXPORTS = f"export/{EXPORTED}"
 BENCH, BENCHED = "bench", "bench.json"
 """Folder beside the runs, and the record in it."""
 
@@ -17,6 +18,11 @@ OF_KIND = {"fuse": FUSED, "federate": FEDERATED, "study": STUDY}
 """The record that a run of each kind but pruning ends with."""
 
 
-def controls_of(level: int) -> str:
+def control_folder(level: int) -> str:
+    """Where the controls of a level are kept, in the run."""
+    return f"controls/level_{level}"
+
+
+def control_record(level: int) -> str:
     """The record of a level's controls."""
-    return f"controls/level_{level}/controls.json"
+    return f"{control_folder(level)}/controls.json"

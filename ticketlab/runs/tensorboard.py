@@ -123,9 +123,9 @@ def _magnified(shares: NDArray[np.float64], inputs: NDArray[np.float32] | None) 
 
     Grey where there are no inputs of that shape. Blue and yellow are told apart by colour-blind eyes.
     """
-    is_over = inputs is not None and inputs.shape == shares.shape
-    layers = (shares, shares, inputs if is_over and inputs is not None else shares)
-    pixels = np.stack([np.uint8(255 * layer / max(float(layer.max()), 1e-12)) for layer in layers], axis=2)
+    behind = inputs if inputs is not None and inputs.shape == shares.shape else shares
+    layers = [np.uint8(255 * layer / max(float(layer.max()), 1e-12)) for layer in (shares, shares, behind)]
+    pixels = np.stack(layers, axis=2)
     times = max(1, 280 // max(shares.shape))
     return pixels.repeat(times, axis=0).repeat(times, axis=1)
 

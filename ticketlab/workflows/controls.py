@@ -12,6 +12,7 @@ from ticketlab.errors import RunError
 from ticketlab.pruning.controls import Start, Subject, controls
 from ticketlab.recipe_file import RecipeFile
 from ticketlab.report import Estimate, estimate, summarise, winning
+from ticketlab.runs import results
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
@@ -121,7 +122,7 @@ def _missing(store: RunStore, names: Sequence[str], replicates: Mapping[int, Seq
         replicates: Of each level.
     """
     branches = [
-        Branch(f"{control_folder(level)}/{name}", number, level)
+        Branch(f"{results.control_folder(level)}/{name}", number, level)
         for level, numbers in replicates.items()
         for number in numbers
         for name in names
@@ -134,14 +135,9 @@ def _keep(store: RunStore, level: int, replicates: Sequence[int], steps: int) ->
     from ticketlab.ticket_figures import beside_controls
 
     record = control_record(store, level, replicates, steps)
-    store.write_result(f"{control_folder(level)}/controls.json", record)
-    _show(store, control_folder(level), beside_controls(record))
+    store.write_result(results.control_record(level), record)
+    _show(store, results.control_folder(level), beside_controls(record))
     return record
-
-
-def control_folder(level: int) -> str:
-    """Where the controls of a level are kept, in the run."""
-    return f"controls/level_{level}"
 
 
 def winning_level(store: RunStore, steps: int) -> int:
@@ -225,7 +221,7 @@ def control_record(store: RunStore, level: int, replicates: Sequence[int], steps
         "controls": [
             asdict(_compared(name, found, ticket))
             for name in controls
-            if (found := _trained(store.part(f"{control_folder(level)}/{name}"), level, replicates))
+            if (found := _trained(store.part(f"{results.control_folder(level)}/{name}"), level, replicates))
         ],
     }
 

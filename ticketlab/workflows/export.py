@@ -17,6 +17,7 @@ from ticketlab.errors import FailedRun, FormatError
 from ticketlab.formats import find_format
 from ticketlab.formats.format import Format, Loaded, Network, Precision, spoken, torch_runner
 from ticketlab.runs.files import REJECTED, read_json, write_json, write_judged
+from ticketlab.runs.results import EXPORTED
 from ticketlab.workflows.ship import Shipment
 
 IMAGES = 5000
@@ -30,7 +31,6 @@ AGREEMENT = 0.99
 """Share of images to which a file of lower precision must give the network's own answer."""
 ACCURACY_LOSS = 0.005
 """How much validation accuracy it may lose."""
-RESULT = "export.json"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _put(path: Path, content: bytes, judged: Judged) -> dict[str, Any]:
 
 def _keep(folder: Path, given: Shipment, record: dict[str, Any]) -> None:
     """Put a file's record among those of the folder; a newer one of the same file takes the older one's place."""
-    path = folder / RESULT
+    path = folder / EXPORTED
     known = read_json(path)["files"] if path.exists() else []
     name = record["path"].removesuffix(REJECTED)
     others = [other for other in known if other["path"].removesuffix(REJECTED) != name]

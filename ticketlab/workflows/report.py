@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ticketlab.comparison import Comparison, compare, run_networks, table_rows
 from ticketlab.errors import RunError
 from ticketlab.page.blocks import Page
 from ticketlab.report import run_levels, state
+from ticketlab.runs.results import OF_KIND
 from ticketlab.runs.rows import write_csv
 from ticketlab.runs.store import RunStore, find_run, find_runs, prune_first
 
@@ -49,15 +51,11 @@ def report_runs(root: Path, names: Sequence[str], against: str | None, out: Path
     from ticketlab.page.html import html
 
     stores = _named(root, names)
-    page = _page(stores, against)
     folder = out or (stores[0].path if len(stores) == 1 else root) / "report"
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"--out {folder}: is a file; name a folder")
-    try:
+    page = _page(stores, against)
+    with _writing(folder):
         content = html(page, _write_beside(page, folder)).encode()
         RunStore(folder).write_file("index.html", content)
-    except OSError as error:
-        raise RunError(f"--out {folder}: cannot be written ({error.strerror}); name another folder") from error
     found = [store.path for store in stores]
     return Reported(folder / "index.html", len(page.pictures), len(page.tables), len(content), found)
 
@@ -66,8 +64,23 @@ def _named(root: Path, names: Sequence[str]) -> list[RunStore]:
     """The runs that are meant; one name stands for one run, several may be prefixes of more."""
     if len(names) < 2:
         return [prune_first(root, names[0]) if names else find_run(root, None)]
-    found = {store.path.resolve(): store for name in names for store in find_runs(root, name, "prune")}
-    return list(found.values())
+    return _pruning_runs(root, names)
+
+
+def _pruning_runs(root: Path, names: Sequence[str]) -> list[RunStore]:
+    """All pruning runs that one of the names fits, each once."""
+    return list({store.path.resolve(): store for name in names for store in find_runs(root, name, "prune")}.values())
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Raises RunError where a folder is a file, or cannot be written."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"--out {folder}: is a file; name a folder")
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"--out {folder}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def _page(stores: Sequence[RunStore], against: str | None) -> Page:
@@ -75,15 +88,13 @@ def _page(stores: Sequence[RunStore], against: str | None) -> Page:
     from ticketlab.page.pruning import pruning_page
     from ticketlab.page.side_by_side import side_by_side
 
+    pages = {"prune": pruning_page, **PAGES}
     for store in stores:
-        is_pruning = store.kind == "prune"
-        if not is_pruning and store.kind not in PAGES:
+        if store.kind not in pages:
             raise RunError(f"{store.path}: was made by ticketlab {store.kind}, which has no page")
-        if not (run_levels(store) if is_pruning else store.has_result(PAGES[store.kind][0])):
+        if not (run_levels(store) if store.kind == "prune" else store.has_result(OF_KIND[store.kind])):
             raise RunError(f"{store.path}: has nothing to show yet; the same command goes on with it")
-    if len(stores) > 1:
-        return side_by_side(stores, against)
-    return pruning_page(stores[0]) if stores[0].kind == "prune" else PAGES[stores[0].kind][1](stores[0])
+    return side_by_side(stores, against) if len(stores) > 1 else pages[stores[0].kind](stores[0])
 
 
 def _write_beside(page: Page, folder: Path) -> dict[str, bytes]:
@@ -106,24 +117,17 @@ def compare_runs(root: Path, names: Sequence[str], against: str | None, out: Pat
 
     Raises RunError where fewer than two have a finished network, or where the files cannot be written.
     """
-    found: dict[Path, RunStore] = {}
-    for name in names:
-        found |= {store.path.resolve(): store for store in find_runs(root, name, "prune")}
-    networks = {path: run_networks(store) for path, store in found.items()}
+    found = [(store, run_networks(store)) for store in _pruning_runs(root, names)]
     left_out = [
         f"{store.name} is {state(store, store.read_manifest())}, without a finished network; ticketlab prune goes on"
-        for path, store in found.items()
-        if not networks[path]
+        for store, networks in found
+        if not networks
     ]
     if len(found) - len(left_out) < 2:
         raise RunError("\n".join(["a comparison needs two runs or more; ticketlab runs ls names them", *left_out]))
-    if out.exists() and not out.is_dir():
-        raise RunError(f"--out {out}: is a file; name a folder")
-    comparisons = compare([network for of_run in networks.values() for network in of_run], against)
-    try:
+    with _writing(out):
+        comparisons = compare([network for _, networks in found for network in networks], against)
         return Compared(comparisons, _write(comparisons, out), left_out)
-    except OSError as error:
-        raise RunError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def _write(comparisons: Sequence[Comparison], out: Path) -> list[Path]:

@@ -16,11 +16,10 @@ import torch
 
 from ticketlab.data.files import Places
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
-from ticketlab.pruning.masks import Mask
 from ticketlab.pruning.overlap import between_replicates, by_chance
 from ticketlab.recipe import Recipe, dotted
 from ticketlab.recipe_file import RecipeFile, read_recipe, recipe_yaml
-from ticketlab.report import run_levels, summarise
+from ticketlab.report import Row, run_levels, summarise
 from ticketlab.runs.manifest import check_same, environment, now
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.ticket import digest
@@ -272,26 +271,24 @@ def write_summary(store: RunStore, recipe: Recipe) -> None:
     """The run as a whole for TensorBoard: levels that every replicate has finished."""
     from ticketlab.runs.tensorboard import write_run_summary
 
-    rows = [
-        {
-            "density": row.density,
-            "mean": row.test_accuracy.mean,
-            "lowest": row.lowest,
-            "highest": row.highest,
-            "overlap": between_replicates(masks) if row.level else None,
-            "by_chance": by_chance(masks),
-        }
-        for row in summarise(run_levels(store))
-        if row.test_accuracy.n == len(store.replicates())
-        for masks in [_masks(store, row.level)]
-    ]
+    whole = len(store.replicates())
+    rows = [_summary(store, row) for row in summarise(run_levels(store)) if row.test_accuracy.n == whole]
     write_run_summary(store.path, recipe_yaml(recipe), flat_settings(recipe), rows)
 
 
-def _masks(store: RunStore, level: int) -> list[Mask]:
-    """Of each replicate that has a ticket at a level."""
-    tickets = [store.read_ticket(replicate, level) for replicate in store.replicates()]
-    return [ticket.mask for ticket in tickets if ticket is not None]
+def _summary(store: RunStore, row: Row) -> dict[str, Any]:
+    """A level over its replicates, with what their masks have in common."""
+    tickets = [store.read_ticket(replicate, row.level) for replicate in store.replicates()] if row.level else []
+    masks = [ticket.mask for ticket in tickets if ticket is not None]
+    overlap = between_replicates(masks)
+    return {
+        "density": row.density,
+        "mean": row.test_accuracy.mean,
+        "lowest": row.lowest,
+        "highest": row.highest,
+        "overlap": overlap,
+        "by_chance": None if overlap is None else by_chance(masks),
+    }
 
 
 def flat_settings(recipe: Recipe) -> dict[str, str | float | int | bool]:

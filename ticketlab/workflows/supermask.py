@@ -23,6 +23,7 @@ from ticketlab.pruning.criteria import criteria
 from ticketlab.pruning.masks import Mask, State, density, full_mask, masked
 from ticketlab.recipe import Recipe
 from ticketlab.report import estimate
+from ticketlab.runs.results import SUPERMASK
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.training.loop import evaluate
@@ -93,7 +94,7 @@ def supermask_run(
             yield from run_branches(store, learned, partial(learn_mask, learning), machine, should_stop)
         # those of earlier calls are told, too
         record = supermask_record(store, plan, replicates)
-        store.write_result(f"{FOLDER}/supermask.json", record)
+        store.write_result(SUPERMASK, record)
         _show(store, record)
     yield record
 

@@ -15,9 +15,9 @@ from ticketlab.pruning.criteria import criteria
 from ticketlab.recipe import ClaimSection
 from ticketlab.recipe_file import Problem, RecipeFile, override
 from ticketlab.registry import did_you_mean
-from ticketlab.runs.results import CLAIMS
+from ticketlab.runs.results import CLAIMS, control_folder
 from ticketlab.runs.store import RunStore
-from ticketlab.workflows.controls import control_folder, control_run
+from ticketlab.workflows.controls import control_run
 from ticketlab.workflows.learn_mask import WEIGHTS
 from ticketlab.workflows.plan import Plan, load_once
 from ticketlab.workflows.run import Event, Machine, plan_on, told

@@ -26,6 +26,7 @@ from ticketlab.federate.local import judge
 from ticketlab.federate.messages import ARRAYS, EXTRA, METRICS, NEEDS_MASK, NETWORK, SECURE, TASK, blobs, blobs_of
 from ticketlab.federate.rules import adaptive, fixed, personal  # noqa: F401  those that have a client's side
 from ticketlab.federate.rules.rule import Reply, Work, works
+from ticketlab.federate.tied import tie_app
 from ticketlab.models.build import network_from
 from ticketlab.models.compact import all_finite, same_shapes
 from ticketlab.pruning.masks import masked
@@ -63,6 +64,7 @@ def where_secure(message: Message, context: Context, answer: Callable[[Message, 
 @app.train(mods=[where_secure])
 def train(message: Message, context: Context) -> Message:
     """One round; answers that it needs the mask where it does not have it."""
+    tie_app()
     began = time.perf_counter()
     torch.set_num_threads(1)
     task = json.loads(str(message.content[TASK]["json"]))

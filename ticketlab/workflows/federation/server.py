@@ -20,6 +20,7 @@ from ticketlab.data.files import Places
 from ticketlab.errors import FailedRun
 from ticketlab.federate.rules import adaptive, early_bird, fixed, personal, sign_flip, submodels  # noqa: F401
 from ticketlab.federate.rules.rule import Memory, Rule, rules
+from ticketlab.federate.tied import tie_app
 from ticketlab.federate.traffic import counted
 from ticketlab.models.build import network_from
 from ticketlab.pruning.masks import density
@@ -43,6 +44,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds that are missing; what failed is kept where the coordinator looks."""
+    tie_app()
     store = RunStore(Path(str(context.run_config.get("folder") or os.environ[FOLDER])))
     try:
         federate(grid, store, store.read_result(REQUEST))
