@@ -51,7 +51,7 @@ def test_the_first_layers_mask_is_a_picture_of_the_inputs_it_looks_at(tmp_path):
     mask[:, 0] = True  # the pixel in the upper left corner keeps both of its weights
     mask[0, 9] = True  # one to the right and below keeps one of two
     log_level(tmp_path, level(1, 0.02), {"fc.weight": mask})
-    (image,) = read(tmp_path).Images("mask/fc.weight")
+    (image,) = read(tmp_path).Images("mask/fc.weight (bright: weights that remain)")
     pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))[:, :, 0]
     assert pixels.shape == (280, 280)
     assert (pixels[:35, :35] == 255).all() and (pixels[35:70, 35:70] == 127).all()
@@ -64,7 +64,8 @@ def test_a_mask_is_yellow_over_the_mean_image_in_blue(tmp_path):
     mean = np.zeros((8, 8), dtype=np.float32)
     mean[0, 1] = mean[0, 2] = 40.0
     log_level(tmp_path, level(1, 0.02), {"fc.weight": mask}, None, mean)
-    (image,) = read(tmp_path).Images("mask/fc.weight")
+    tag = "mask/fc.weight (yellow: share of weights that remain at each input, blue: mean training image)"
+    (image,) = read(tmp_path).Images(tag)
     pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))[0, ::35]
     assert pixels[:4].tolist() == [[255, 255, 0], [255, 255, 255], [0, 0, 255], [0, 0, 0]]
 

@@ -6,13 +6,14 @@ import time
 import pytest
 import torch
 from support import equal, states, untimed
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from worker_bodies import count, die_always, die_once, fail_second, never_ends
 
 from ticketlab.errors import FailedRun, Interrupted, RunError, TicketlabError
 from ticketlab.recipe_file import read_recipe
 from ticketlab.report import run_levels, run_report
 from ticketlab.runs.store import Level
-from ticketlab.workflows.run import Machine, Started, choose_device, prune_run
+from ticketlab.workflows.run import Machine, Started, choose_device, flat_settings, prune_run
 from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.workers import Died, run_processes
 
@@ -42,6 +43,25 @@ def test_a_run_leaves_recipe_manifest_levels_and_events(tiny, machine):
     assert names == {"ticket.safetensors", "early_stop.safetensors", "final.safetensors", "metrics.json"}
     assert len(list(store.path.glob("events.out.tfevents.*"))) == 1
     assert len([e for e in events if isinstance(e, Level)]) == 3
+
+
+def test_recipe_and_layout_are_in_tensorboard_while_the_run_goes_on(tiny, machine):
+    events = prune_run(tiny(), machine)
+    assert isinstance(next(events), Started)
+    (folder,) = machine.runs.iterdir()
+    found = EventAccumulator(str(folder)).Reload()
+    assert found.Tags()["scalars"] == []
+    assert {name for name in ("hparams", "custom_scalars", "text") if found.PluginTagToContent(name)} == {
+        "hparams", "custom_scalars", "text",
+    }  # fmt: skip
+    events.close()
+
+
+def test_hyper_parameters_are_those_of_the_method(tiny):
+    settings = flat_settings(tiny("watch=[sign_flips]").recipe)
+    assert settings["train.optimizer"] == "adam" and settings["watch"] == "sign_flips" and settings["seed"] == 0
+    assert not [name for name in settings if name.startswith(("early_bird", "schedule", "federate", "claims"))]
+    assert flat_settings(tiny("federate.rounds=7").recipe)["federate.rounds"] == 7
 
 
 def test_replicates_in_processes_equal_those_in_this_one(tiny, machine, tmp_path):

@@ -35,6 +35,7 @@ LAYOUT = {
     },
 }
 """Of the page of custom scalars."""
+OVER_INPUTS = "(yellow: share of weights that remain at each input, blue: mean training image)"
 
 
 class Events:
@@ -115,17 +116,19 @@ def log_level(
         if before and is_comparable(mask, before):
             writer.add_scalar("overlap/kept_by_the_level_before", kept_by_both(mask, before), level.level)
         if seen := first_layer(mask):
-            writer.add_image(f"mask/{seen[0]}", _magnified(seen[1], inputs), level.level, dataformats="HWC")
+            name, shares = seen
+            behind = inputs if inputs is not None and inputs.shape == shares.shape else None
+            tag = f"mask/{name} (bright: weights that remain)" if behind is None else f"mask/{name} {OVER_INPUTS}"
+            writer.add_image(tag, _magnified(shares, behind), level.level, dataformats="HWC")
 
 
-def _magnified(shares: NDArray[np.float64], inputs: NDArray[np.float32] | None) -> NDArray[np.uint8]:
+def _magnified(shares: NDArray[np.float64], behind: NDArray[np.float32] | None) -> NDArray[np.uint8]:
     """Large pixels, (height, width, 3): yellow where weights remain, blue where inputs are bright, white where both.
 
-    Grey where there are no inputs of that shape. Blue and yellow are told apart by colour-blind eyes.
+    Grey where there are no inputs. Blue and yellow are told apart by colour-blind eyes.
     """
-    behind = inputs if inputs is not None and inputs.shape == shares.shape else shares
-    layers = [np.uint8(255 * layer / max(float(layer.max()), 1e-12)) for layer in (shares, shares, behind)]
-    pixels = np.stack(layers, axis=2)
+    layers = (shares, shares, shares if behind is None else behind)
+    pixels = np.stack([np.uint8(255 * layer / max(float(layer.max()), 1e-12)) for layer in layers], axis=2)
     times = max(1, 280 // max(shares.shape))
     return pixels.repeat(times, axis=0).repeat(times, axis=1)
 

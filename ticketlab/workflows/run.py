@@ -17,7 +17,7 @@ import torch
 from ticketlab.data.files import Places
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 from ticketlab.pruning.overlap import between_replicates, by_chance
-from ticketlab.recipe import Recipe, dotted
+from ticketlab.recipe import Recipe, Section, dotted
 from ticketlab.recipe_file import RecipeFile, read_recipe, recipe_yaml
 from ticketlab.report import Row, run_levels, summarise
 from ticketlab.runs.manifest import check_same, environment, now
@@ -111,6 +111,7 @@ def prune_run(
             facts = run_facts(plan, device, machine.threads) | ({"budgets": budgets} if budgets else {})
             warnings = check_run(store, facts)
             begin_run(store, plan.recipe, facts)
+            write_summary(store, plan.recipe)
         yield from (Notice(text) for text in warnings)
         yield Started(store, plan, str(device), workers)
         with outcome(store):
@@ -268,7 +269,7 @@ def _disk_error(error: OSError) -> str:
 
 
 def write_summary(store: RunStore, recipe: Recipe) -> None:
-    """The run as a whole for TensorBoard: levels that every replicate has finished."""
+    """The run as a whole for TensorBoard, when it starts and when it ends: levels that every replicate has finished."""
     from ticketlab.runs.tensorboard import write_run_summary
 
     whole = len(store.replicates())
@@ -292,8 +293,13 @@ def _summary(store: RunStore, row: Row) -> dict[str, Any]:
 
 
 def flat_settings(recipe: Recipe) -> dict[str, str | float | int | bool]:
-    """The recipe as dotted names and plain values, for TensorBoard's table of hyper-parameters."""
-    settings = dotted(recipe.model_dump(mode="json", exclude={"claims"}))
+    """The recipe as dotted names and plain values, for TensorBoard's table of hyper-parameters.
+
+    Sections that are left as they are belong to other methods or commands.
+    """
+    left = {name for name, field in Recipe.model_fields.items() if getattr(recipe, name) == field.default}
+    sections = {name for name in left if isinstance(getattr(recipe, name), Section)}
+    settings = dotted(recipe.model_dump(mode="json", exclude={"claims", *sections}))
     return {
         name: ", ".join(map(str, value)) if isinstance(value, list) else value
         for name, value in settings.items()
