@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Level:
 
     def summary(self) -> dict[str, Any]:
         """The record without its curve."""
-        return {name: value for name, value in asdict(self).items() if name != "curve"}
+        return {name: value for name, value in asdict(replace(self, curve=())).items() if name != "curve"}
 
 
 class RunStore:
