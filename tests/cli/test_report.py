@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,13 +61,17 @@ def test_the_comparison_is_no_run(ticketlab, runs):
 @pytest.mark.parametrize(("arguments", "message"), [
     (("report", "tiny"), "'tiny' fits several runs, name one"),
     (("report", "--out", "here.txt"), "here.txt: is a file; name a folder"),
+    (("report", "runs/RUN", "--against", "magnitude"), "; name the runs to compare"),
+    (("report", "runs/RUN", "copy/RUN"), "are one recipe's, so that no table could tell them apart"),
     (("report", "--compare"), "two runs or more"),
     (("report", "--compare", "tinny"), "no run 'tinny' in runs; known: tiny-"),
     (("report", "--compare", "tiny", "--against", "nothing"), "no method or run 'nothing'"),
 ])  # fmt: skip
 def test_what_cannot_be_shown_is_one_message_and_status_2(ticketlab, runs, tmp_path, arguments, message):
     (tmp_path / "here.txt").touch()
-    ran = ticketlab(*arguments)
+    run = min((tmp_path / "runs").iterdir())
+    shutil.copytree(run, tmp_path / "copy" / run.name)
+    ran = ticketlab(*(argument.replace("RUN", run.name) for argument in arguments))
     assert ran.exit_code == 2
     assert message in ran.stderr and ran.stdout == ""
 

@@ -49,3 +49,14 @@ def test_a_name_means_the_pruning_run_before_those_that_were_made_from_it(pruned
     fused.mkdir()
     (fused / "manifest.json").write_text('{"kind": "fuse"}')
     assert report_runs(machine.runs, ["tiny"], None, None).runs == [store.path]
+
+
+def test_what_a_page_of_other_runs_left_in_the_shared_folder_goes_and_nothing_elsewhere(pruned, tmp_path):
+    store, machine = pruned("pruning.levels=1")
+    for out in (None, tmp_path / "mine"):
+        folder = out or store.path / "report"
+        (folder / "figures").mkdir(parents=True)
+        (folder / "figures" / "run-3-accuracy.png").touch()
+        report_runs(machine.runs, [], None, out)
+        assert (folder / "figures" / "run-3-accuracy.png").exists() == (out is not None)
+        assert (folder / "figures" / "accuracy.png").exists()

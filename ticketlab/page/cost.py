@@ -23,12 +23,12 @@ def cost(facts: Facts) -> Iterator[Block]:
             {
                 "level": row.level,
                 "density": row.density,
-                "remaining": same[0].remaining,
+                "remaining": fmean(level.remaining for level in same),
                 "total": same[0].total,
                 "steps": fmean(level.steps for level in same),
                 "operations": mean_known([level.flops for level in same]),
                 "seconds": fmean(level.seconds for level in same),
-                "ticket_bytes": facts.store.ticket_bytes(same[0].replicate, row.level),
+                "ticket_bytes": fmean(facts.store.ticket_bytes(level.replicate, row.level) for level in same),
             }
         )
     yield Table(
@@ -39,9 +39,9 @@ def cost(facts: Facts) -> Iterator[Block]:
         ("level", "weights", "of", "steps", "10⁹ operations", "seconds", "ticket file,\nbytes"),
         [
             (
-                str(row["level"]), f"{row['remaining']:,}", f"{row['total']:,}", f"{row['steps']:,.0f}",
+                str(row["level"]), f"{row['remaining']:,.0f}", f"{row['total']:,}", f"{row['steps']:,.0f}",
                 "?" if row["operations"] is None else f"{row['operations'] / 1e9:,.0f}", f"{row['seconds']:.1f}",
-                f"{row['ticket_bytes']:,}",
+                f"{row['ticket_bytes']:,.0f}",
             )
             for row in rows
         ],
@@ -93,8 +93,9 @@ def _timed(facts: Facts) -> Iterator[Block]:
 def again(facts: Facts) -> Iterator[Block]:
     """Versions, machine, data and the recipe."""
     manifest = facts.manifest
+    checksum = manifest.get("data_checksum")
     known = {
-        "data": f"{manifest.get('data')}, SHA-256 {str(manifest.get('data_checksum'))[:16]}…",
+        "data": f"{manifest['data']}, SHA-256 {checksum[:16]}…" if checksum else manifest["data"],
         "seeds": plain(manifest.get("seeds")),
         "commit": plain(manifest.get("commit")),
         **{name: plain(value) for name, value in manifest.get("versions", {}).items()},

@@ -11,9 +11,13 @@ from ticketlab.comparison import Comparison, compare, run_networks, table_rows
 from ticketlab.errors import RunError
 from ticketlab.page.blocks import Page
 from ticketlab.report import run_levels, state
+from ticketlab.runs.files import remove
 from ticketlab.runs.results import OF_KIND
 from ticketlab.runs.rows import write_csv
 from ticketlab.runs.store import RunStore, find_run, find_runs, prune_first
+
+FIGURES, DATA = "figures", "data"
+"""Folders beside a page."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,20 @@ def report_runs(root: Path, names: Sequence[str], against: str | None, out: Path
         against: Of several: the method or run that the others are compared with.
         out: Folder [default: `report` in the run, or in `root` for several].
 
-    Raises RunError for a run with nothing to show yet, for several that were not made by pruning, and where the files
-    cannot be written.
+    What an earlier page of other runs left in a folder of our own is removed.
+
+    Raises RunError for a run with nothing to show yet, for several that were not made by pruning or have one name, for
+    one that is to be compared with another, and where the files cannot be written.
     """
     from ticketlab.page.html import html
 
     stores = _named(root, names)
+    if against is not None and len(stores) == 1:
+        raise RunError(f"--against {against}: there is only {stores[0].path}; name the runs to compare")
     folder = out or (stores[0].path if len(stores) == 1 else root) / "report"
     page = _page(stores, against)
     with _writing(folder):
-        content = html(page, _write_beside(page, folder)).encode()
+        content = html(page, _write_beside(page, folder, is_own=out is None)).encode()
         RunStore(folder).write_file("index.html", content)
     found = [store.path for store in stores]
     return Reported(folder / "index.html", len(page.pictures), len(page.tables), len(content), found)
@@ -68,8 +76,16 @@ def _named(root: Path, names: Sequence[str]) -> list[RunStore]:
 
 
 def _pruning_runs(root: Path, names: Sequence[str]) -> list[RunStore]:
-    """All pruning runs that one of the names fits, each once."""
-    return list({store.path.resolve(): store for name in names for store in find_runs(root, name, "prune")}.values())
+    """All pruning runs that one of the names fits, each once; raises RunError for two of one name."""
+    stores = list({store.path.resolve(): store for name in names for store in find_runs(root, name, "prune")}.values())
+    named = {store.name: store for store in stores}
+    for store in stores:
+        if named[store.name] is not store:
+            raise RunError(
+                f"{store.path} and {named[store.name].path} are one recipe's, so that no table could tell them apart; "
+                f"ticketlab runs diff says how they differ"
+            )
+    return stores
 
 
 @contextmanager
@@ -97,18 +113,25 @@ def _page(stores: Sequence[RunStore], against: str | None) -> Page:
     return side_by_side(stores, against) if len(stores) > 1 else pages[stores[0].kind](stores[0])
 
 
-def _write_beside(page: Page, folder: Path) -> dict[str, bytes]:
-    """Figures as files for papers, tables as CSV; returns the drawings, SVG by name."""
+def _write_beside(page: Page, folder: Path, is_own: bool) -> dict[str, bytes]:
+    """Figures as files for papers, tables as CSV; returns the drawings, SVG by name.
+
+    Args:
+        is_own: Whether all that lies there was written by this function.
+    """
     from ticketlab.figures import encode
 
+    if is_own:
+        for part in (FIGURES, DATA):
+            remove(folder / part)
     kept, drawings = RunStore(folder), {}
     for picture in page.pictures:
         files = encode(picture.figure)
         drawings[picture.name] = files["svg"]
         for kind, content in files.items():
-            kept.write_file(f"figures/{picture.name}.{kind}", content)
+            kept.write_file(f"{FIGURES}/{picture.name}.{kind}", content)
     for table in page.tables:
-        write_csv(folder / "data" / f"{table.name}.csv", table.records())
+        write_csv(folder / DATA / f"{table.name}.csv", table.records())
     return drawings
 
 

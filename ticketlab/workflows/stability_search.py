@@ -9,6 +9,7 @@ from typing import Any
 from ticketlab.errors import RunError, TicketlabError
 from ticketlab.pruning.connectivity import STABLE_BELOW, bracket, next_probe
 from ticketlab.recipe_file import RecipeFile, read_recipe
+from ticketlab.runs.results import INSTABILITY
 from ticketlab.runs.store import RunStore
 from ticketlab.steps import Duration
 from ticketlab.workflows.plan import Plan, run_name
@@ -117,7 +118,7 @@ def stability_run(
             points = [run.branch_point(level, step) for level in levels for step in steps]
             yield from _look(run, points)
             record = _record(run, points)
-        store.write_result(f"{analysis.folder}/stability.json", record)
+        store.write_result(f"{analysis.folder}/{INSTABILITY}", record)
         _show(store, analysis, record)
     yield record
 

@@ -218,7 +218,7 @@ def _open(store: RunStore, given: Shipment, request: Mapping[str, Any]) -> None:
         "recipe": given.network.facts["recipe"],
         "method": f"federate {request['settings']['rule']}",
         "data": given.network.facts["data"],
-        "stand_in_for": None,
+        "stand_in_for": given.store.read_manifest().get("stand_in_for"),
         "source": given.network.facts["source"],
     }
     store.begin(facts)
