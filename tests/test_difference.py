@@ -46,6 +46,14 @@ def test_levels_of_the_same_density_are_paired_by_seed(make_run):
     assert found.seeds == [8, 9] and found.equal == []
 
 
+def test_levels_on_the_way_of_a_network_are_not_compared_with_whole_ones(make_run):
+    whole = make_run("whole", levels(0.91))
+    on_the_way = make_run("gradual", levels(0.94), "method=gradual", "pruning.levels=1")
+    assert [pair.levels for pair in difference(whole, on_the_way).pairs] == [(1, 1)]
+    searched = make_run("search", [level(1, 0, 0.7)], "method=early_bird", "pruning={scope: global}")
+    assert difference(whole, searched).pairs == []
+
+
 def test_levels_of_no_common_density_or_seed_are_not_compared(make_run):
     one = make_run("one", [level(1, 0, 0.9), level(1, 1, 0.8, density=0.3)])
     other = make_run("other", [level(2, 0, 0.95), level(2, 1, 0.8, density=0.31)])

@@ -18,7 +18,7 @@ from ticketlab.pruning.criteria import criteria
 from ticketlab.recipe import Recipe, dotted
 from ticketlab.recipe_file import read_recipe
 from ticketlab.registry import did_you_mean, keyword_options
-from ticketlab.report import SAME_DENSITY, Estimate, estimate, mean_known, run_levels, sum_known
+from ticketlab.report import SAME_DENSITY, Estimate, estimate, mean_known, run_levels, sum_known, whole
 from ticketlab.runs.store import Level, RunStore
 
 NO_METHOD = ("claims", "data.name", "data.offline", "early_bird.also_at", "early_bird.densities", "pruning.levels",
@@ -183,9 +183,7 @@ def _early_birds(store: RunStore) -> list[_Trained]:
 
 def _by_level(store: RunStore, recipe: Recipe) -> list[_Trained]:
     levels, found = run_levels(store), []
-    for level in levels:
-        if recipe.prunes_in_training and level.level < recipe.pruning.levels:
-            continue  # on the way to the network
+    for level in whole(levels, recipe):
         behind = [other for other in levels if other.replicate == level.replicate and _is_behind(other, level, recipe)]
         search = _search(store, level, recipe)
         flops = sum_known([search["flops"], *(other.flops for other in behind)])

@@ -11,7 +11,7 @@ from ticketlab.errors import RunError
 from ticketlab.listing import line
 from ticketlab.recipe import dotted
 from ticketlab.recipe_file import read_recipe
-from ticketlab.report import SAME_DENSITY, Estimate, estimate, run_levels
+from ticketlab.report import SAME_DENSITY, Estimate, estimate, run_levels, whole
 from ticketlab.runs.results import REQUEST
 from ticketlab.runs.store import Level, RunStore
 
@@ -55,7 +55,7 @@ class Difference:
     versions: list[Change]
     machine: list[Change]
     pairs: list[Pair]
-    """Of pruning runs, whose levels can be compared; none of others."""
+    """Of pruning runs, levels that stand for a network; none of others."""
     results: list[Change]
     """Density and test accuracy that each ended with."""
     seeds: list[int]
@@ -74,6 +74,10 @@ def difference(one: RunStore, other: RunStore) -> Difference:
     manifests = [store.read_manifest() for store in (one, other)]
     versions = [{**found.get("versions", {}), "commit": found.get("commit")} for found in manifests]
     levels = (run_levels(one), run_levels(other))  # none but of pruning runs
+    networks = [
+        whole(found, read_recipe(store.witness).recipe) if found else []
+        for store, found in zip((one, other), levels, strict=True)
+    ]
     seeds = sorted(set.intersection(*({level.seed for level in found} for found in levels)))
     return Difference(
         str(one.path),
@@ -82,7 +86,7 @@ def difference(one: RunStore, other: RunStore) -> Difference:
         _changes(*({name: found.get(name) for name in DATA} for found in manifests)),
         _changes(versions[0], versions[1]),
         _changes(*({name: found.get(name) for name in MACHINE} for found in manifests)),
-        _pairs(*levels),
+        _pairs(networks[0], networks[1]),
         _changes(*({name: getattr(line(store)[0], name) for name in RESULTS} for store in (one, other))),
         seeds,
         [seed for seed in seeds if _are_equal(*([level for level in found if level.seed == seed] for found in levels))],

@@ -62,6 +62,8 @@ def line(store: RunStore) -> tuple[Line, str | None]:
         return replace(known, model=_model(store), **_results(store)), None
     except TicketlabError as error:
         return known, str(error)
+    except (KeyError, TypeError) as error:
+        return known, f"{store.path}: a record in it is not as this version writes it ({type(error).__name__}: {error})"
 
 
 def _results(store: RunStore) -> dict[str, Any]:

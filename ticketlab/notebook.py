@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ticketlab.cli.progress import follow
@@ -54,7 +54,7 @@ class Run:
         """What made the run: versions, commit, machine, data, seeds."""
         return self._store.read_manifest()
 
-    @cached_property
+    @property
     def recipe(self) -> Recipe:
         """The recipe as it was run, with every default."""
         return read_recipe(self._store.witness).recipe
@@ -128,11 +128,20 @@ def prune(
 
     Args:
         overrides: Changes to the recipe as `--set` has them, such as `"pruning.levels=3"`.
+        runs: Folder of all runs.
+        data: Folder with data sets, as `--data` of the commands.
         workers: Replicates at a time; more than one are processes of their own, so that a script needs
             `if __name__ == "__main__":` around the call.
+        threads: Of each replicate; this process has its own number back afterwards.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        quiet: Without progress and notices.
 
     Raises TicketlabError where the command would end with an error.
     """
     machine = Machine(Path(runs), Places.default(None if data is None else Path(data)), device, workers, threads)
-    store, _ = follow(prune_run(read_recipe(Path(recipe), overrides), machine), quiet)
+    before = torch.get_num_threads()
+    try:
+        store, _ = follow(prune_run(read_recipe(Path(recipe), overrides), machine), quiet)
+    finally:
+        torch.set_num_threads(before)
     return Run(store)

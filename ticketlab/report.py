@@ -10,6 +10,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
+from ticketlab.recipe import Recipe
 from ticketlab.runs.store import Level, RunStore
 
 CONFIDENCE = 0.95
@@ -97,6 +98,36 @@ def summarise(levels: Sequence[Level]) -> list[Row]:
             )
         )
     return rows
+
+
+def whole(levels: Sequence[Level], recipe: Recipe) -> list[Level]:
+    """Levels of a run that trained through the whole schedule, and so stand for a network.
+
+    Those on the way of a network that is pruned in training do not, nor does an early-bird search that stopped.
+    """
+    if recipe.prunes_in_training:
+        return [level for level in levels if level.level == recipe.pruning.levels]
+    if recipe.method == "early_bird" and not any(level.level for level in levels):
+        return []
+    end = max(map(_end, levels), default=0)
+    return [level for level in levels if _end(level) == end]
+
+
+PARTS = {"early_bird": "search", "gradual": "start", "sign_flip": "start"}
+"""Method → what its level 0 is where that is not the dense network's whole training."""
+
+
+def dense_row(rows: Sequence[Row], method: str) -> Row | None:
+    """The dense network's row; None where level 0 did not train it to the end, or may not have."""
+    if not rows or rows[0].minus_dense is None or (len(rows) == 1 and method in PARTS):
+        return None
+    return rows[0]
+
+
+def level_names(rows: Sequence[Row], method: str) -> list[str]:
+    """Numbers of the levels, the first with what it is where it is not the dense network."""
+    first = "0" if dense_row(rows, method) else f"0 ({PARTS.get(method, 'part')})"
+    return [str(row.level) if row.level else first for row in rows]
 
 
 def telling(rows: Sequence[Row]) -> list[Row]:

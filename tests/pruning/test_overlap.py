@@ -41,6 +41,10 @@ def test_chance_is_that_of_random_masks_with_the_same_density_in_each_layer():
     mask = {"a": torch.tensor([True] * 2 + [False] * 98), "b": torch.tensor([True] * 5 + [False] * 5)}
     # two weights meet with chance 0.02 each, five with chance 0.5 each; the density of all is 7 / 110
     assert by_chance([mask, mask]) == pytest.approx((2 * 0.02 + 5 * 0.5) / 7)
+    left = {"a": torch.arange(10) < 8, "b": torch.arange(10) < 2}
+    right = {"a": torch.arange(10) < 2, "b": torch.arange(10) < 8}
+    # of the eight in a, a fifth; of the two in b, four fifths
+    assert by_chance([left, right]) == pytest.approx((8 * 0.2 + 2 * 0.8) / 10)
 
 
 def test_masks_of_weights_and_of_channels_are_not_comparable():

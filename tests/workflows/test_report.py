@@ -1,10 +1,12 @@
 """Pages of runs of every method; what only some of them have is in tests/cli/test_report.py."""
 
 import re
+import shutil
 
 import pytest
 
 from ticketlab.errors import RunError
+from ticketlab.runs.store import RunStore
 from ticketlab.workflows.report import report_runs
 
 EARLY = ("method=early_bird", "pruning={scope: global}", "early_bird={densities: [0.5, 0.2], window: 2, every: 5it}")
@@ -51,12 +53,54 @@ def test_a_name_means_the_pruning_run_before_those_that_were_made_from_it(pruned
     assert report_runs(machine.runs, ["tiny"], None, None).runs == [store.path]
 
 
-def test_what_a_page_of_other_runs_left_in_the_shared_folder_goes_and_nothing_elsewhere(pruned, tmp_path):
+def test_what_an_earlier_page_left_goes_and_nothing_else(pruned, tmp_path):
     store, machine = pruned("pruning.levels=1")
-    for out in (None, tmp_path / "mine"):
-        folder = out or store.path / "report"
-        (folder / "figures").mkdir(parents=True)
-        (folder / "figures" / "run-3-accuracy.png").touch()
-        report_runs(machine.runs, [], None, out)
-        assert (folder / "figures" / "run-3-accuracy.png").exists() == (out is not None)
-        assert (folder / "figures" / "accuracy.png").exists()
+    own, mine = store.path / "report", tmp_path / "mine"
+    report_runs(machine.runs, [], None, mine)
+    for folder, is_removed in ((own, False), (own, True), (mine, False)):  # at first there is no page of ours in own
+        stale = folder / "figures" / "run-3-accuracy.png"
+        stale.parent.mkdir(parents=True, exist_ok=True)
+        stale.touch()
+        report_runs(machine.runs, [], None, None if folder is own else mine)
+        assert stale.exists() != is_removed
+        assert (folder / "figures" / "accuracy.png").exists() and (folder / "data" / "levels.csv").exists()
+
+
+def test_without_a_name_the_newest_run_with_something_to_show_is_meant(pruned, make_run):
+    store, machine = pruned("pruning.levels=1")
+    begun = RunStore(machine.runs / "later-abcdef")
+    begun.write_manifest({"state": "running", "method": "imp"})
+    assert report_runs(machine.runs, [], None, None).runs == [store.path]
+
+
+def test_a_record_of_another_version_is_one_line(pruned):
+    store, machine = pruned("pruning.levels=1")
+    store.write_result("claims.json", {"claims": [{"claim": "of a version that had no verdicts"}]})
+    with pytest.raises(RunError, match=r"a record in it is not as this version .*KeyError.*makes it again"):
+        report_runs(machine.runs, [], None, None)
+
+
+def test_runs_that_cannot_stand_side_by_side_have_a_page_that_says_why(pruned):
+    one, machine = pruned("pruning.levels=1")
+    twin = machine.runs / "twin-abcdef"
+    shutil.copytree(one.path, twin)
+    page = report_runs(machine.runs, ["tiny", "twin"], None, None).page.read_text()
+    assert "Not side by side: " in page and "leave one of them out" in page
+    assert '<section id="run-2">' in page
+
+
+@pytest.mark.parametrize(("overrides", "name"), [
+    (EARLY, "0 (search)"),
+    (("method=gradual",), "0 (start)"),
+    ((), "0"),
+])  # fmt: skip
+def test_level_0_is_called_dense_only_where_it_was_trained_to_the_end(pruned, overrides, name):
+    store, machine = pruned(*overrides)
+    page = report_runs(machine.runs, [], None, None).page.read_text()
+    assert f'<th scope="row">{name}</th>' in page
+    assert ("Dense network: " in page) == (name == "0")
+    for replicate in store.replicates():  # the same while only the first level is there
+        for level in store.levels(replicate)[1:]:
+            (store.level_dir(replicate, level.level) / "metrics.json").unlink()
+    page = report_runs(machine.runs, [], None, None).page.read_text()
+    assert f'<th scope="row">{name}</th>' in page and ("Dense network: " in page) == (name == "0")

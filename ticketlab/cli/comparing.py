@@ -14,6 +14,7 @@ def reported(done: Reported, json: bool) -> None:
         named = {name: getattr(done, name) for name in ("figures", "tables", "bytes")}
         result({"page": str(done.page), "runs": [str(path) for path in done.runs], **named})
         return
+    note(f"of {', '.join(str(path) for path in done.runs)}")
     result(str(done.page))
     beside = f"{counted(done.figures, 'figure')} and {counted(done.tables, 'table')}, beside it as PNG, SVG and CSV"
     note(f"{done.bytes / 1e6:.1f} MB with {beside}; open it in a browser, or send it to someone")

@@ -49,7 +49,7 @@ def run_record(store: RunStore, found: Sequence[Level]) -> dict[str, object]:
 
 
 def _level_table(store: RunStore, levels: Sequence[Level]) -> None:
-    from ticketlab.report import summarise
+    from ticketlab.report import level_names, summarise
 
     manifest = store.read_manifest()
     stand_in = manifest.get("stand_in_for")
@@ -59,11 +59,8 @@ def _level_table(store: RunStore, levels: Sequence[Level]) -> None:
         LEVEL_COLUMNS,
     )
     rows = summarise(levels)
-    for row in rows:
-        # an early-bird search ends with its last draw
-        searched = manifest["method"] == "early_bird" and len(rows) > 1 and rows[1].minus_dense is None
-        ended_early = not row.level and searched
-        table.add_row(*_cells(row, "0 (search)" if ended_early else str(row.level)))
+    for row, name in zip(rows, level_names(rows, manifest["method"]), strict=True):
+        table.add_row(*_cells(row, name))
     show(table)
 
 

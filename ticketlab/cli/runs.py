@@ -74,9 +74,9 @@ def diff(
     """Show what differs between two runs: recipes, data, versions, machine, and the numbers."""
     with render.one_line_errors():
         from ticketlab.difference import difference
-        from ticketlab.runs.store import find_run
+        from ticketlab.runs.store import prune_first
 
-        _compared(difference(find_run(runs, one), find_run(runs, other)), json)
+        _compared(difference(prune_first(runs, one), prune_first(runs, other)), json)
 
 
 @app.command()
@@ -145,6 +145,8 @@ def _compared(found: Difference, json: bool) -> None:
         render.result(asdict(found))
         return
     one, other = Path(found.one).name, Path(found.other).name
+    if one == other:
+        one, other = found.one, found.other
     for title in ("settings", "data", "versions", "machine"):
         _changes(title, getattr(found, title), one, other)
     if not found.pairs:

@@ -9,7 +9,7 @@ from typing import Any
 from ticketlab.pruning.masks import Mask
 from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import read_recipe
-from ticketlab.report import Row, run_levels, summarise
+from ticketlab.report import Row, dense_row, run_levels, summarise
 from ticketlab.runs.results import control_record
 from ticketlab.runs.store import Level, RunStore
 
@@ -39,6 +39,11 @@ class Facts:
     def rows(self) -> list[Row]:
         """Of each level, over replicates."""
         return summarise(self.levels)
+
+    @cached_property
+    def dense(self) -> Row | None:
+        """The dense network's row, where one was trained to the end."""
+        return dense_row(self.rows, self.recipe.method)
 
     @cached_property
     def densities(self) -> dict[int, float]:

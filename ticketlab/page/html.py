@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
@@ -14,6 +15,7 @@ from ticketlab.page.blocks import Page, Picture, Table, Text
 REFERENCES = re.compile(r'( id="|url\(#|href="#)')
 OURS = {"#000000": "currentColor", "#ffffff": "var(--paper)"}
 """Colours of a drawing that follow the page, light or dark."""
+GENERATOR = "ticketlab report"
 SMALLEST = 0.57
 """A drawing is not made smaller than this share of its size: one of 6.4 inches fits on a telephone."""
 
@@ -25,8 +27,20 @@ def html(page: Page, drawings: Mapping[str, bytes]) -> str:
         drawings: Of each picture by name, as SVG with its text as text.
     """
     return _template().render(
-        page=page, style=Markup(_style()), svg=lambda picture: inline_svg(picture, drawings[picture.name]), kind=_kind
+        page=page,
+        generator=GENERATOR,
+        style=Markup(_style()),
+        svg=lambda picture: inline_svg(picture, drawings[picture.name]),
+        kind=_kind,
     )
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is such a document."""
+    try:
+        return f'content="{GENERATOR}"' in path.read_text(encoding="utf-8")[:2000]
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _template() -> Template:

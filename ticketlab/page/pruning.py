@@ -15,7 +15,7 @@ from ticketlab.page.cost import again, cost
 from ticketlab.page.facts import Facts
 from ticketlab.page.masks import layers, masks
 from ticketlab.page.words import interval, percent, percents, points, stand_in
-from ticketlab.report import Row, sparsest, state, winning
+from ticketlab.report import Row, level_names, sparsest, state, winning
 from ticketlab.runs.results import CLAIMS, STABILITY, SUPERMASK
 from ticketlab.runs.store import RunStore
 from ticketlab.words import counted
@@ -39,8 +39,8 @@ def _lead(facts: Facts) -> Iterator[str]:
         f"{recipe.model.name} on {facts.manifest['data']}, {recipe.method}: {counted(replicates, 'replicate')}, "
         f"{counted(len(rows), 'level')}, {state(facts.store, facts.manifest)}."
     )
-    dense, best, last = rows[0], winning(rows), sparsest(rows)
-    if dense.minus_dense is None:  # a search that stopped, or the beginning of the one training
+    dense, best, last = facts.dense, winning(rows), sparsest(rows)
+    if dense is None:  # a search that stopped, or the beginning of the one training
         yield f"At {percent(last.density)} of weights: {_spoken(last)} of test images right."
         return
     yield f"Dense network: {_spoken(dense)} of test images right."
@@ -86,8 +86,9 @@ def _claims(facts: Facts) -> Iterator[Block]:
 def _accuracy(facts: Facts) -> Iterator[Block]:
     records = _records(facts)
     if len(facts.rows) > 1:
-        first, last = facts.rows[0], facts.rows[-1]
-        best = max(facts.rows, key=lambda row: row.test_accuracy.mean)
+        shown = [row for row in facts.rows if row.level or facts.dense]
+        first, last = shown[0], sparsest(shown)
+        best = max(shown, key=lambda row: row.test_accuracy.mean)
         yield Picture(
             "accuracy",
             "Test accuracy at the early-stop step (the smallest validation loss) and the step itself, against the "
@@ -105,7 +106,7 @@ def _accuracy(facts: Facts) -> Iterator[Block]:
          "early-stop\nstep", "ms per\nstep"),
         [
             (
-                str(row.level),
+                name,
                 percents(row.density),
                 "?" if row.effective_density is None else percents(row.effective_density),
                 interval(row.test_accuracy),
@@ -115,7 +116,7 @@ def _accuracy(facts: Facts) -> Iterator[Block]:
                 f"{row.early_stop_step.mean:.0f}",
                 f"{row.step_ms:.2f}",
             )
-            for row in facts.rows
+            for row, name in zip(facts.rows, level_names(facts.rows, facts.recipe.method), strict=True)
         ],
         [level.summary() for level in facts.levels],
     )  # fmt: skip
@@ -123,14 +124,13 @@ def _accuracy(facts: Facts) -> Iterator[Block]:
 
 def _records(facts: Facts) -> list[dict[str, Any]]:
     """Each ticket's level beside its controls, as `ticketlab controls` has it, or without any."""
-    dense = facts.rows[0]
-    ended = dense.minus_dense is not None
+    dense = None if facts.dense is None else asdict(facts.dense)
     return [
         {
             "run": str(facts.store.path),
             "density": row.density,
             "ticket": asdict(row),
-            "dense": asdict(dense) if ended else None,
+            "dense": dense,
             "controls": facts.controls[row.level]["controls"] if row.level in facts.controls else [],
         }
         for row in sorted(facts.rows[1:], key=lambda row: -row.density)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ticketlab.comparison import Comparison, compare, run_networks, said, table_rows, verdicts
+from ticketlab.errors import RunError
 from ticketlab.figures import methods_side_by_side
 from ticketlab.page.blocks import Page, Picture, Section, Table, Text
 from ticketlab.page.pruning import pruning_page
@@ -24,19 +25,31 @@ def side_by_side(stores: Sequence[RunStore], against: str | None = None) -> Page
     Args:
         against: Method or run that the others are compared with; magnitude if left out.
     """
-    comparisons = compare([network for store in stores for network in run_networks(store)], against)
+    comparisons, problem = _compared(stores, against)
     own = [(store, pruning_page(store, KEPT)) for store in stores]
     sections = [
         *([Section("methods", "Methods", list(_methods(comparisons)))] if comparisons else []),
+        *([Section("methods", "Methods", [Text(f"Not side by side: {problem}.")])] if problem else []),
         Section("recipes", "What differs between the recipes", [_differences(stores)]),
         *(
             Section(f"run-{number}", store.name, list(_in_short(number, page)))
             for number, (store, page) in enumerate(own, 1)
         ),
     ]
-    warnings = [page.warning for _, page in own if page.warning]
+    warnings = [f"{store.name}: {page.warning}" for store, page in own if page.warning]
     lead = [sentence for comparison in comparisons for sentence in verdicts(comparison)]
-    return Page(f"{counted(len(stores), 'run')} side by side", lead, sections, warnings[0] if warnings else None)
+    return Page(f"{counted(len(stores), 'run')} side by side", lead, sections, " ".join(warnings) or None)
+
+
+def _compared(stores: Sequence[RunStore], against: str | None) -> tuple[list[Comparison], str | None]:
+    """The methods side by side, or why they cannot be."""
+    networks = [network for store in stores for network in run_networks(store)]
+    try:
+        return compare(networks, against), None
+    except RunError as error:
+        if against is not None:
+            raise
+        return [], str(error)
 
 
 def _methods(comparisons: Sequence[Comparison]) -> Iterator[Picture | Table | Text]:

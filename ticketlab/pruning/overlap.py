@@ -40,12 +40,17 @@ def between_replicates(masks: Sequence[Mask]) -> float | None:
 
 
 def by_chance(masks: Sequence[Mask]) -> float:
-    """What `between_replicates` would be of random masks with the same density in each layer."""
-    shares = []
-    for mask in masks:
-        kept = {name: np.count_nonzero(_bits(found)) for name, found in mask.items()}
-        both = sum(count * count / mask[name].numel() for name, count in kept.items())
-        shares.append(both / max(1, sum(kept.values())))
+    """What `between_replicates` would be of random masks, each with as many weights in each layer.
+
+    Args:
+        masks: Two or more.
+    """
+    counts = [{name: np.count_nonzero(_bits(found)) for name, found in mask.items()} for mask in masks]
+    sizes = {name: found.numel() for name, found in masks[0].items()}
+    shares = [
+        sum(one[name] * other[name] / size for name, size in sizes.items()) / max(1, sum(one.values()))
+        for one, other in combinations(counts, 2)
+    ]
     return fmean(shares)
 
 

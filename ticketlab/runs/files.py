@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +47,14 @@ def scratch() -> Iterator[Path]:
 def remove(folder: Path) -> None:
     """Remove a folder and all that is in it; what cannot be removed stays."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_others(folders: Sequence[Path], kept: Collection[Path]) -> None:
+    """Remove the files in some folders that are not among those kept."""
+    for folder in folders:
+        for path in folder.glob("*"):
+            if path not in kept and path.is_file():
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -152,7 +152,7 @@ class RunStore:
 
     @property
     def kind(self) -> str:
-        """What made the run: prune, fuse or study."""
+        """What made the run: prune, fuse, study or federate."""
         return str(self.read_manifest().get("kind", "prune"))
 
     def has_result(self, name: str) -> bool:
@@ -385,11 +385,11 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
     if name is None:
         if not runs:
             raise RunError(f"no runs in {root}; make one with: ticketlab prune recipes/lenet_mnist.yaml")
-        return (_asked_for(runs) or runs)[-1]
+        return (asked_for(runs) or runs)[-1]
     if is_path_of_run(name):
         return RunStore(Path(name))
     fitting = matching(runs, name)
-    found = _asked_for(fitting) or fitting
+    found = asked_for(fitting) or fitting
     if len(found) == 1:
         return found[0]
     if found:
@@ -417,7 +417,7 @@ def matching(runs: Sequence[RunStore], name: str) -> list[RunStore]:
     return exact or of_recipe or [run for run in runs if run.name.startswith(name)]
 
 
-def _asked_for(runs: Sequence[RunStore]) -> list[RunStore]:
+def asked_for(runs: Sequence[RunStore]) -> list[RunStore]:
     """Those that were not made beside another run; a damaged one counts as asked for."""
 
     def is_derived(run: RunStore) -> bool:

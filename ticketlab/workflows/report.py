@@ -11,13 +11,13 @@ from ticketlab.comparison import Comparison, compare, run_networks, table_rows
 from ticketlab.errors import RunError
 from ticketlab.page.blocks import Page
 from ticketlab.report import run_levels, state
-from ticketlab.runs.files import remove
+from ticketlab.runs.files import remove_others
 from ticketlab.runs.results import OF_KIND
 from ticketlab.runs.rows import write_csv
-from ticketlab.runs.store import RunStore, find_run, find_runs, prune_first
+from ticketlab.runs.store import RunStore, asked_for, find_run, find_runs, list_runs, prune_first
 
-FIGURES, DATA = "figures", "data"
-"""Folders beside a page."""
+PAGE, FIGURES, DATA = "index.html", "figures", "data"
+"""A page and the folders beside it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def report_runs(root: Path, names: Sequence[str], against: str | None, out: Path
     Raises RunError for a run with nothing to show yet, for several that were not made by pruning or have one name, for
     one that is to be compared with another, and where the files cannot be written.
     """
-    from ticketlab.page.html import html
+    from ticketlab.page.html import html, is_page
 
     stores = _named(root, names)
     if against is not None and len(stores) == 1:
@@ -62,17 +62,31 @@ def report_runs(root: Path, names: Sequence[str], against: str | None, out: Path
     folder = out or (stores[0].path if len(stores) == 1 else root) / "report"
     page = _page(stores, against)
     with _writing(folder):
-        content = html(page, _write_beside(page, folder, is_own=out is None)).encode()
-        RunStore(folder).write_file("index.html", content)
+        content = html(page, _write_beside(page, folder, is_ours=out is None and is_page(folder / PAGE))).encode()
+        RunStore(folder).write_file(PAGE, content)
     found = [store.path for store in stores]
-    return Reported(folder / "index.html", len(page.pictures), len(page.tables), len(content), found)
+    return Reported(folder / PAGE, len(page.pictures), len(page.tables), len(content), found)
 
 
 def _named(root: Path, names: Sequence[str]) -> list[RunStore]:
     """The runs that are meant; one name stands for one run, several may be prefixes of more."""
     if len(names) < 2:
-        return [prune_first(root, names[0]) if names else find_run(root, None)]
+        return [prune_first(root, names[0]) if names else _newest(root)]
     return _pruning_runs(root, names)
+
+
+def _newest(root: Path) -> RunStore:
+    """The newest run that has something to show; where there is none the newest, whose page says so."""
+    shown = [run for run in list_runs(root) if _is_shown(run)]
+    return (asked_for(shown) or shown or [find_run(root, None)])[-1]
+
+
+def _is_shown(store: RunStore) -> bool:
+    """Whether a run has come to something; a damaged one has not."""
+    try:
+        return bool(run_levels(store)) if store.kind == "prune" else store.has_result(OF_KIND[store.kind])
+    except (RunError, KeyError):
+        return False
 
 
 def _pruning_runs(root: Path, names: Sequence[str]) -> list[RunStore]:
@@ -108,30 +122,41 @@ def _page(stores: Sequence[RunStore], against: str | None) -> Page:
     for store in stores:
         if store.kind not in pages:
             raise RunError(f"{store.path}: was made by ticketlab {store.kind}, which has no page")
-        if not (run_levels(store) if store.kind == "prune" else store.has_result(OF_KIND[store.kind])):
+        if store.kind == "prune":
+            run_levels(store)  # says of a damaged one what is wrong
+        if not _is_shown(store):
             raise RunError(f"{store.path}: has nothing to show yet; the same command goes on with it")
-    return side_by_side(stores, against) if len(stores) > 1 else pages[stores[0].kind](stores[0])
+    try:
+        return side_by_side(stores, against) if len(stores) > 1 else pages[stores[0].kind](stores[0])
+    except (KeyError, TypeError) as error:
+        paths = ", ".join(str(store.path) for store in stores)
+        raise RunError(
+            f"{paths}: a record in it is not as this version of ticketlab writes it ({type(error).__name__}: {error}); "
+            "the command that made it makes it again"
+        ) from error
 
 
-def _write_beside(page: Page, folder: Path, is_own: bool) -> dict[str, bytes]:
+def _write_beside(page: Page, folder: Path, is_ours: bool) -> dict[str, bytes]:
     """Figures as files for papers, tables as CSV; returns the drawings, SVG by name.
 
     Args:
-        is_own: Whether all that lies there was written by this function.
+        is_ours: Whether all that lies there was written by this function; what another page left is then removed.
     """
     from ticketlab.figures import encode
 
-    if is_own:
-        for part in (FIGURES, DATA):
-            remove(folder / part)
     kept, drawings = RunStore(folder), {}
+    written: set[Path] = set()
     for picture in page.pictures:
         files = encode(picture.figure)
         drawings[picture.name] = files["svg"]
         for kind, content in files.items():
             kept.write_file(f"{FIGURES}/{picture.name}.{kind}", content)
+            written.add(folder / FIGURES / f"{picture.name}.{kind}")
     for table in page.tables:
+        written.add(folder / DATA / f"{table.name}.csv")
         write_csv(folder / DATA / f"{table.name}.csv", table.records())
+    if is_ours:
+        remove_others([folder / FIGURES, folder / DATA], written)
     return drawings
 
 
