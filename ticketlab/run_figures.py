@@ -54,11 +54,13 @@ def training_curves(levels: Sequence[Level]) -> Figure:
     """Validation loss and accuracy against the step, a line for each of some levels: mean over replicates."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     panels = figure.subplots(1, 2)
-    shown = some(sorted({level.level for level in levels}))
+    shown = some(sorted({level.level for level in levels}, key=lambda index: -_density(levels, index)))
+    are_means = True
     for place, index in enumerate(shown):
         same = [level for level in levels if level.level == index]
-        steps, means = _mean_curves(same)
-        colour = SHADES(0.9 * place / max(1, len(shown) - 1))
+        steps, means, count = _mean_curves(same)
+        are_means &= count == len(same)
+        colour = SHADES(0.25 + 0.6 * place / max(1, len(shown) - 1))
         name = f"level {index}, {100 * same[0].density:.3g} %"
         panels[0].plot(steps, means["val_loss"], color=colour, linewidth=1.2, label=name)
         panels[1].plot(steps, [100 * value for value in means["val_accuracy"]], color=colour, linewidth=1.2)
@@ -71,28 +73,30 @@ def training_curves(levels: Sequence[Level]) -> Figure:
         axes.set_xlabel("optimizer step of the level")
         axes.grid(alpha=0.25)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    figure.suptitle(f"training, mean of {_replicates(levels)}; dotted: mean early-stop step", fontsize=10)
+    of = f"mean of {_replicates(levels)}" if are_means else "the first replicate where their steps differ"
+    figure.suptitle(f"training, {of}; dotted: mean early-stop step", fontsize=10)
     return figure
 
 
-def _mean_curves(levels: Sequence[Level]) -> tuple[list[float], dict[str, list[float]]]:
-    """Steps that all replicates have looked at, and the mean of what was seen there."""
+def _mean_curves(levels: Sequence[Level]) -> tuple[list[float], dict[str, list[float]], int]:
+    """Steps that all replicates have looked at, the mean of what was seen there, and of how many replicates it is."""
     points = [{point["step"]: point for point in level.curve} for level in levels]
     steps = sorted(set.intersection(*(set(found) for found in points)))
     if len(steps) < 2:  # tickets drawn at different steps are looked at on different grids
         points, steps = points[:1], sorted(points[0])
-    return steps, {
+    means = {
         name: [fmean(found[step][name] for found in points) for step in steps] for name in ("val_loss", "val_accuracy")
     }
+    return steps, means, len(points)
 
 
-def input_pixels(shares: Mapping[int, NDArray[np.float64]], densities: Mapping[int, float], units: int) -> Figure:
+def input_pixels(shares: Mapping[int, NDArray[np.float64]], densities: Mapping[int, float], weights: int) -> Figure:
     """Which inputs a ticket looks at: of each pixel, the share of its weights into the first layer that remain.
 
     Args:
         shares: Level → shares, (height, width), of one replicate.
         densities: Of the levels.
-        units: Of the first layer.
+        weights: Of a pixel: units of the first layer, times colours.
     """
     shown = some(sorted(shares))
     columns = min(4, len(shown))
@@ -107,7 +111,11 @@ def input_pixels(shares: Mapping[int, NDArray[np.float64]], densities: Mapping[i
         figure.colorbar(drawn, ax=axes, shrink=0.75).ax.tick_params(labelsize=7)
     for axes in panels.flat[len(shown) :]:
         axes.set_axis_off()
-    figure.suptitle(f"weights that remain at each input pixel, % of {units} (replicate 1)", fontsize=10)
+    figure.suptitle(
+        f"first layer: weights that remain at each input pixel, % of {weights} (replicate 1)\n"
+        "above each picture: density of the whole network",
+        fontsize=10,
+    )
     return figure
 
 
@@ -125,20 +133,24 @@ def kernels(pictures: Mapping[int, NDArray[np.float64]], densities: Mapping[int,
         axes.set_title(f"level {level}: {100 * densities[level]:.3g} %", fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_xlabel("input channel", fontsize=8)
-    panels[0].set_ylabel("filter", fontsize=8)
-    figure.suptitle("the first layer's mask: dark weights remain (replicate 1)", fontsize=10)
+    figure.suptitle(
+        "the first layer's mask: dark weights remain (replicate 1)\n"
+        "filters in reading order, input channels of each side by side; above: density of the network",
+        fontsize=9,
+    )
     return figure
 
 
 def overlaps(
-    shared: Mapping[int, float], chance: Mapping[int, float], densities: Mapping[int, float], replicates: int
+    shared: Mapping[int, float], chance: Mapping[int, float], densities: Mapping[int, float], replicates: int, what: str
 ) -> Figure:
     """Of the weights that a ticket keeps, how many those of other replicates keep, too; beside chance.
 
     Args:
         shared: Level → mean share over pairs of replicates.
         chance: Likewise, of random masks with the same density in each layer.
+        densities: Of the levels, in weights.
+        what: Masks are of: weights or channels.
     """
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
@@ -149,16 +161,20 @@ def overlaps(
     axes.plot(places, [100 * chance[n] for n in levels], color="black", linewidth=0.8, linestyle="--", label=label)
     plain_log_axis(axes)
     axes.invert_xaxis()
-    axes.set_xlabel("density, %")
-    axes.set_ylabel("weights that both keep,\n% of those that one keeps")
+    axes.set_xlabel("density of weights, %")
+    axes.set_ylabel(f"{what} that both keep,\n% of those that one keeps")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     axes.set_title(f"overlap of masks: mean over pairs of {replicates} replicates", fontsize=10)
     return figure
 
 
-def nesting(kept: NDArray[np.float64], levels: Sequence[int]) -> Figure:
-    """Of each level's weights (row), how many another level keeps, too (column); one replicate."""
+def nesting(kept: NDArray[np.float64], levels: Sequence[int], what: str) -> Figure:
+    """Of each level's weights or channels (row), how many another level keeps, too (column); one replicate.
+
+    Args:
+        kept: Shares, (levels, levels).
+    """
     figure = Figure(figsize=(5.6, 4.6), layout="constrained")
     axes = figure.subplots()
     drawn = axes.imshow(100 * kept, cmap="viridis", vmin=0, vmax=100)
@@ -166,7 +182,7 @@ def nesting(kept: NDArray[np.float64], levels: Sequence[int]) -> Figure:
     axes.set_yticks(range(len(levels)), [str(level) for level in levels], fontsize=8)
     axes.set_xlabel("level that keeps them, too")
     axes.set_ylabel("level")
-    figure.colorbar(drawn, ax=axes, label="% of the level's weights")
+    figure.colorbar(drawn, ax=axes, label=f"% of the level's {what}")
     axes.set_title("overlap of masks between levels (replicate 1)", fontsize=10)
     return figure
 

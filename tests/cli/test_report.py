@@ -116,8 +116,11 @@ def test_the_numbers_beside_the_page_are_those_of_the_run(ticketlab, claimed):
     shown = json.loads(ticketlab("runs", "show", "--json").stdout)
     levels = {(found["replicate"], level["level"]): level for found in shown["replicates"] for level in found["levels"]}
     rows = list(csv.DictReader((claimed / "report/data/levels.csv").read_text().splitlines()))
-    assert len(rows) == len(levels) == 6
-    for row in rows:
+    assert [(int(row["level"]), row["test_accuracy_n"]) for row in rows] == [(0, "2"), (1, "2"), (2, "2")]
+    assert float(rows[2]["test_accuracy_mean"]) == shown["summary"][2]["test_accuracy"]["mean"]
+    drawn = list(csv.DictReader((claimed / "report/data/accuracy.csv").read_text().splitlines()))
+    assert len(drawn) == len(levels) == 6
+    for row in drawn:
         level = levels[int(row["replicate"]), int(row["level"])]
         assert float(row["test_accuracy"]) == level["test_accuracy"] and int(row["remaining"]) == level["remaining"]
     mean = shown["summary"][2]["test_accuracy"]["mean"]
@@ -133,3 +136,23 @@ def test_several_runs_are_one_page_with_what_differs_between_them(ticketlab, run
     assert "3 runs side by side" in page and "pruning.criterion" in page
     assert all(f"<h2>{name}</h2>" in page for name in names)
     assert "report" not in ticketlab("runs", "ls").stdout
+
+
+def test_runs_are_filtered_sorted_and_compared(ticketlab, runs, tmp_path):
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    ran = ticketlab(
+        "runs", "ls", "--json", "--where", "method!=imp", "--where", "density<30%", "--sort", "test_accuracy"
+    )
+    assert ran.exit_code == 0, ran.stderr
+    found = json.loads(ran.stdout)["runs"]
+    assert {one["method"] for one in found} == {"gradual", "sign_flip"}
+    assert [one["test_accuracy"] for one in found] == sorted(one["test_accuracy"] for one in found)
+    ran = ticketlab("runs", "ls", "--where", "densty<0.3")
+    assert ran.exit_code == 2 and "densty" in ran.stderr and "density" in ran.stderr
+    ran = ticketlab("runs", "diff", *names[:2])
+    assert ran.exit_code == 0, ran.stderr
+    assert all(said in ran.stdout for said in (*names[:2], "settings", "data: the same", "results"))
+    shutil.copytree(tmp_path / "runs" / names[0], tmp_path / "copy" / names[0])
+    again = ticketlab("runs", "diff", f"runs/{names[0]}", f"copy/{names[0]}").stdout
+    assert f"copy/{names[0]} minus runs/{names[0]}" in " ".join(again.split())
+    assert "same figures at every common level: 2 of 2 common seeds" in again

@@ -80,8 +80,11 @@ def test_filters_of_a_first_convolution_are_tiles():
     kept = torch.tensor([[[[1, 0], [0, 1]]], [[[1, 1], [1, 1]]]], dtype=torch.bool)  # two filters of one channel
     name, picture = first_layer({"conv1.weight": kept, "fc.weight": torch.ones(2, 2)})
     assert name == "conv1.weight"
-    line = [0.3, 0.3, 0.3]
-    assert np.array_equal(picture, [[1, 0, 0.3], [0, 1, 0.3], line, [1, 1, 0.3], [1, 1, 0.3], line])
+    rows = [[1, 0], [0, 1], [0.3, 0.3], [1, 1], [1, 1], [0.3, 0.3]]
+    assert np.array_equal(picture, [[*row, 0.3, 0.3] for row in rows])
+    # 64 filters of three colours in 16 rows of four, about as high as they are wide
+    name, picture = first_layer({"conv1.weight": torch.ones(64, 3, 3, 3)})
+    assert picture.shape == (16 * 4, 4 * (3 * 4 + 1)) and picture[4:7, 13:16].min() == 1
 
 
 def test_masks_of_channels_and_of_tables_have_no_picture():

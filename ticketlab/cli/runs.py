@@ -174,5 +174,11 @@ def _changes(title: str, changes: Sequence[Change], one: str, other: str) -> Non
         return
     table = render.new_table(title, ("", one, other))
     for change in changes:
-        table.add_row(change.field, *("–" if value is None else str(value) for value in (change.one, change.other)))
+        table.add_row(change.field, _fact(change.one), _fact(change.other))
     render.show(table)
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "–" if value is None else str(value)

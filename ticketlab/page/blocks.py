@@ -46,6 +46,8 @@ class Picture:
     title: str
     alt: str
     figure: Figure
+    data: Sequence[Mapping[str, Any]] = ()
+    """The numbers that are drawn, one mapping for each row of a CSV file; none where a table beside it has them."""
 
 
 Block = Text | Table | Picture
@@ -81,3 +83,17 @@ class Page:
     def pictures(self) -> list[Picture]:
         """Of all sections."""
         return [block for section in self.sections for block in section.blocks if isinstance(block, Picture)]
+
+    @property
+    def data(self) -> dict[str, Sequence[Mapping[str, Any]]]:
+        """Rows of each CSV file, by its name without the ending."""
+        drawn = {picture.name: [flat(row) for row in picture.data] for picture in self.pictures if picture.data}
+        return drawn | {table.name: [flat(row) for row in table.records()] for table in self.tables}
+
+
+def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A row with the fields of its mappings as columns: `{"a": {"b": 1}}` as `{"a_b": 1}`."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        found |= flat(value, f"{prefix}{name}_") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found

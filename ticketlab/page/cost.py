@@ -27,20 +27,22 @@ def cost(facts: Facts) -> Iterator[Block]:
                 "total": same[0].total,
                 "steps": fmean(level.steps for level in same),
                 "operations": mean_known([level.flops for level in same]),
+                "operations_remaining": mean_known([level.remaining_flops for level in same]),
                 "seconds": fmean(level.seconds for level in same),
                 "ticket_bytes": fmean(facts.store.ticket_bytes(level.replicate, row.level) for level in same),
             }
         )
     yield Table(
         "cost",
-        f"What each level cost on {facts.manifest.get('cpu') or 'this machine'}, "
+        f"What each level cost on {_machine(facts)}, "
         f"{counted(facts.manifest.get('threads', 1), 'thread')}, mean over replicates; "
         f"{long_time(sum(level.seconds for level in facts.levels))} of training in all",
-        ("level", "weights", "of", "steps", "10⁹ operations", "seconds", "ticket file,\nbytes"),
+        ("level", "weights", "of", "steps", "10⁹\noperations", "by weights\nthat remain", "seconds",
+         "ticket file,\nbytes"),
         [
             (
                 str(row["level"]), f"{row['remaining']:,.0f}", f"{row['total']:,}", f"{row['steps']:,.0f}",
-                "?" if row["operations"] is None else f"{row['operations'] / 1e9:,.0f}", f"{row['seconds']:.1f}",
+                _billions(row["operations"]), _billions(row["operations_remaining"]), f"{row['seconds']:.1f}",
                 f"{row['ticket_bytes']:,.0f}",
             )
             for row in rows
@@ -66,6 +68,17 @@ def cost(facts: Facts) -> Iterator[Block]:
         )  # fmt: skip
 
 
+def _machine(facts: Facts) -> str:
+    device = facts.manifest.get("device", "cpu")
+    return device if device != "cpu" else facts.manifest.get("cpu") or "this machine"
+
+
+def _billions(count: float | None) -> str:
+    if count is None:
+        return "?"
+    return f"{count / 1e9:,.0f}" if count >= 1e11 else f"{count / 1e9:.3g}"
+
+
 def _timed(facts: Facts) -> Iterator[Block]:
     """What `ticketlab bench` last measured of this run's networks."""
     beside = facts.store.beside(BENCH)
@@ -78,11 +91,11 @@ def _timed(facts: Facts) -> Iterator[Block]:
         yield Table(
             "latency",
             "Latency of one thread in each runtime, by ticketlab bench",
-            ("network", "runtime", "type", "images", "µs, median", "bytes", "MACs"),
+            ("network", "runtime", "type", "images", "µs, median", "bytes", "MACs", "of weights\nthat remain"),
             [
                 (
                     row["network"], row["runtime"], row["dtype"], str(row["batch"]), f"{row['latency_us_median']:.1f}",
-                    f"{row['bytes']:,}" if row["bytes"] else "–", f"{row['effective_macs']:,}",
+                    f"{row['bytes']:,}" if row["bytes"] else "–", f"{row['macs']:,}", f"{row['effective_macs']:,}",
                 )
                 for row in own
             ],

@@ -9,7 +9,7 @@ from typing import Any
 from ticketlab import run_figures, ticket_figures
 from ticketlab.claims import expected_in_words, measured_in_words
 from ticketlab.draws import SEARCH
-from ticketlab.figures import mask_distances
+from ticketlab.figures import mask_distances, signed
 from ticketlab.page.blocks import Block, Page, Picture, Section, Table, Text
 from ticketlab.page.cost import again, cost
 from ticketlab.page.facts import Facts
@@ -29,7 +29,14 @@ def pruning_page(store: RunStore, names: Collection[str] | None = None) -> Page:
         for name, title, write in SECTIONS
         if (names is None or name in names) and (blocks := list(write(facts)))
     )
-    return Page(store.name, list(_lead(facts)), list(made), stand_in(facts.manifest))
+    warning = stand_in(facts.manifest)
+    page = Page(store.name, list(_lead(facts)), list(made), warning)
+    of = f"{store.name}: {facts.recipe.model.name} on {facts.manifest['data']}" + (
+        " (STAND-IN DATA)" if warning else ""
+    )
+    for picture in page.pictures:
+        signed(picture.figure, of)
+    return page
 
 
 def _lead(facts: Facts) -> Iterator[str]:
@@ -92,16 +99,18 @@ def _accuracy(facts: Facts) -> Iterator[Block]:
         yield Picture(
             "accuracy",
             "Test accuracy at the early-stop step (the smallest validation loss) and the step itself, against the "
-            "weights that remain; means with 95 % intervals over replicates",
+            "weights that remain; means over replicates with 95 % intervals",
             f"Test accuracy against the weights that remain: {percent(first.test_accuracy.mean)} at first, highest "
             f"{percent(best.test_accuracy.mean)} at {percent(best.density)}, {percent(last.test_accuracy.mean)} at "
             f"{percent(last.density)}. Early-stop step: {first.early_stop_step.mean:.0f} at first, "
             f"{last.early_stop_step.mean:.0f} at the sparsest.",
             ticket_figures.against_density(records),
+            [level.summary() for level in facts.levels],
         )
     yield Table(
         "levels",
-        "Each level over replicates: means ± half of the 95 % interval; differences are paired by seed",
+        "Each level over replicates: means ± half of the 95 % interval (ms per step: median); differences are paired "
+        "by seed",
         ("level", "density\n%", "on live\npaths %", "test\naccuracy %", "n", "minus dense,\npoints", "at the\nend %",
          "early-stop\nstep", "ms per\nstep"),
         [
@@ -118,7 +127,7 @@ def _accuracy(facts: Facts) -> Iterator[Block]:
             )
             for row, name in zip(facts.rows, level_names(facts.rows, facts.recipe.method), strict=True)
         ],
-        [level.summary() for level in facts.levels],
+        [asdict(row) for row in facts.rows],
     )  # fmt: skip
 
 
@@ -144,7 +153,8 @@ def _controls(facts: Facts) -> Iterator[Block]:
         "Each control is trained as the ticket was, in all but the one thing that its name says; differences from the "
         "ticket are paired by seed."
     )
-    full = max(facts.controls.values(), key=lambda record: (len(record["controls"]), -record["level"]))
+    wins = winning(facts.rows).level
+    full = max(facts.controls.values(), key=lambda one: (len(one["controls"]), one["level"] == wins, one["level"]))
     names = [row["control"] for row in full["controls"]]
     yield Picture(
         "controls",
@@ -213,9 +223,14 @@ def _training(facts: Facts) -> Iterator[Block]:
         yield Picture(
             "training",
             "Validation loss and accuracy while each level trained; darker lines are denser networks",
-            f"Validation loss against the step for {counted(len(facts.rows), 'level')}; mean early-stop steps go from "
+            f"Validation loss against the step; mean early-stop steps go from "
             f"{facts.rows[0].early_stop_step.mean:.0f} to {facts.rows[-1].early_stop_step.mean:.0f}.",
             run_figures.training_curves(trained),
+            [
+                {"level": level.level, "density": level.density, "replicate": level.replicate, **point}
+                for level in trained
+                for point in level.curve
+            ],
         )
 
 
@@ -223,11 +238,12 @@ def _searches(facts: Facts) -> Iterator[Block]:
     for replicate in facts.store.replicates()[:1]:
         record = facts.record(f"replicate_{replicate}/{SEARCH}")
         if record is not None and record["steps"]:
+            drawn = ", ".join(str(one["step"]) for one in record["draws"] if one["chosen"])
             yield Picture(
                 "search",
                 "The early-bird search of replicate 1: distances between masks drawn while the dense network trained, "
                 "and the step at which each ticket was drawn (orange)",
-                f"Tickets were drawn at steps {', '.join(str(draw['step']) for draw in record['draws'])}.",
+                f"Tickets were drawn at steps {drawn}.",
                 mask_distances(record),
             )
 

@@ -57,7 +57,8 @@ def _methods(comparisons: Sequence[Comparison]) -> Iterator[Picture | Table | Te
         "comparison",
         "Test accuracy against density, against operations and against seconds; all training is counted, the search "
         "for a ticket included; means with 95 % intervals",
-        "; ".join(sentence for comparison in comparisons for sentence in verdicts(comparison)) or "One method.",
+        "; ".join(sentence for comparison in comparisons for sentence in verdicts(comparison))
+        or "Accuracies and costs are in the table below.",
         methods_side_by_side(comparisons),
     )
     for number, one in enumerate(comparisons, 1):
@@ -101,6 +102,6 @@ def _in_short(number: int, page: Page) -> Iterator[Text | Table | Picture]:
     for section in page.sections:
         for block in section.blocks:
             if isinstance(block, Picture):
-                yield Picture(f"run-{number}-{block.name}", block.title, block.alt, block.figure)
+                yield Picture(f"run-{number}-{block.name}", block.title, block.alt, block.figure, block.data)
             elif isinstance(block, Table):
                 yield Table(f"run-{number}-{block.name}", block.title, block.columns, block.rows, block.data)

@@ -81,17 +81,20 @@ def by_pixel(mask: Tensor) -> NDArray[np.float64] | None:
 
 
 def tiles(mask: Tensor) -> NDArray[np.float64]:
-    """A first convolution's mask as one picture: filters below each other, input channels beside each other.
+    """A first convolution's mask as one picture: filters in reading order, the input channels of each side by side.
 
     Args:
-        mask: (filters, channels, height, width); 1 remains, 0 is removed, the lines between are 0.3.
+        mask: (filters, channels, height, width); 1 remains, 0 is removed, lines between are 0.3, wider ones between
+            filters that stand beside each other. The picture is about square.
     """
     filters, channels, height, width = mask.shape
-    made = np.full((filters * (height + 1), channels * (width + 1)), 0.3)
-    for row in range(filters):
-        for column in range(channels):
-            top, left = row * (height + 1), column * (width + 1)
-            made[top : top + height, left : left + width] = mask[row, column].numpy()
+    across = channels * (width + 1) + 1
+    columns = max(1, round((filters * (height + 1) / across) ** 0.5))
+    made = np.full((-(-filters // columns) * (height + 1), columns * across), 0.3)
+    for number in range(filters):
+        for channel in range(channels):
+            top, left = number // columns * (height + 1), number % columns * across + channel * (width + 1)
+            made[top : top + height, left : left + width] = mask[number, channel].numpy()
     return made
 
 

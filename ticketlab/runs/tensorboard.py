@@ -25,7 +25,7 @@ LAYOUT = {
         "test accuracy: mean, lowest, highest": ["Margin", list(MARGIN)],
         "test accuracy of each replicate": ["Multiline", [r"test_accuracy/replicate"]],
         "early-stop step": ["Multiline", [r"early_stop/step"]],
-        "density of each layer": ["Multiline", [r"density/.*"]],
+        "density of each layer": ["Multiline", [r"density/(?!remaining$).*"]],
         "overlap of masks": ["Multiline", [r"overlap/.*"]],
     },
     "training": {
@@ -57,7 +57,7 @@ class LevelEvents(Events):
     """Events of one level; a level taken up at step `start` hides what was logged beyond it before."""
 
     def __init__(self, folder: Path, start: int) -> None:
-        super().__init__(SummaryWriter(str(folder), purge_step=start or None))
+        super().__init__(SummaryWriter(str(folder), purge_step=start))
 
     def point(self, step: int, values: Mapping[str, float]) -> None:
         """One point of the evaluation grid."""
@@ -242,7 +242,7 @@ class FederationEvents(Events):
             **{f"spread/{key}_{name}": value for key in ("accuracy", "accuracy_after")
                for name, value in (record["spread"][key] or {}).items()},
         }  # fmt: skip
-        for client in clients[:CLIENTS] if len(clients) <= CLIENTS else ():
+        for client in clients if len(clients) <= CLIENTS else ():
             told = {
                 key: client[key]
                 for key in ("accuracy", "accuracy_after", "loss", "bytes_up", "bytes_down", "seconds", "memory_mib")

@@ -152,9 +152,9 @@ def _write_beside(page: Page, folder: Path, is_ours: bool) -> dict[str, bytes]:
         for kind, content in files.items():
             kept.write_file(f"{FIGURES}/{picture.name}.{kind}", content)
             written.add(folder / FIGURES / f"{picture.name}.{kind}")
-    for table in page.tables:
-        written.add(folder / DATA / f"{table.name}.csv")
-        write_csv(folder / DATA / f"{table.name}.csv", table.records())
+    for name, rows in page.data.items():
+        written.add(folder / DATA / f"{name}.csv")
+        write_csv(folder / DATA / f"{name}.csv", rows)
     if is_ours:
         remove_others([folder / FIGURES, folder / DATA], written)
     return drawings

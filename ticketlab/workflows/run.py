@@ -21,7 +21,7 @@ from ticketlab.recipe import Recipe, Section, dotted
 from ticketlab.recipe_file import RecipeFile, read_recipe, recipe_yaml
 from ticketlab.report import Row, run_levels, summarise
 from ticketlab.runs.manifest import check_same, environment, now
-from ticketlab.runs.store import RunStore
+from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import digest
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.early_bird import early_bird_replicate
@@ -106,6 +106,10 @@ def prune_run(
     store = RunStore(machine.runs / plan.name)
     replicates = list(range(1, plan.recipe.replicates + 1))
     workers = machine.workers_for(len(replicates), device)
+
+    def is_common(level: int) -> bool:
+        return all(store.has_level(replicate, level) for replicate in replicates)
+
     with store.lock():
         with told(store):
             facts = run_facts(plan, device, machine.threads) | ({"budgets": budgets} if budgets else {})
@@ -118,9 +122,12 @@ def prune_run(
             # the plan's recipe names the stand-in where one is used, so that workers use it too
             body = partial(train_replicate, plan.file, machine, store.path, str(device))
             jobs = {replicate: f"replicate {replicate}" for replicate in replicates}
+            seen = set(filter(is_common, range(plan.recipe.pruning.levels + 1)))
             for event in run_jobs(body, jobs, workers, should_stop, machine.engine, store.witness):
                 yield death_notice(event) if isinstance(event, Died) else cast(Event, event)
-            write_summary(store, plan.recipe)
+                if isinstance(event, Level) and event.level not in seen and is_common(event.level):
+                    seen.add(event.level)
+                    write_summary(store, plan.recipe)
 
 
 def plan_on(file: RecipeFile, machine: Machine, load: Load = load_data) -> Plan:
@@ -269,7 +276,7 @@ def _disk_error(error: OSError) -> str:
 
 
 def write_summary(store: RunStore, recipe: Recipe) -> None:
-    """The run as a whole for TensorBoard, when it starts and when it ends: levels that every replicate has finished."""
+    """The run as a whole for TensorBoard: levels that every replicate has finished."""
     from ticketlab.runs.tensorboard import write_run_summary
 
     whole = len(store.replicates())
