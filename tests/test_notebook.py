@@ -12,7 +12,7 @@ from ticketlab.errors import RunError, TicketlabError
 
 @pytest.fixture
 def run(write_recipe, tmp_path):
-    return ticketlab.prune(write_recipe(), ["replicates=2"], runs=tmp_path / "runs", quiet=True)
+    return ticketlab.prune(write_recipe(), "replicates=2", runs=tmp_path / "runs", quiet=True)
 
 
 def test_a_recipe_is_pruned_and_its_run_read(run, tmp_path):
@@ -25,6 +25,13 @@ def test_a_recipe_is_pruned_and_its_run_read(run, tmp_path):
     assert ticketlab.load_run(run.path).name == run.name
     assert [row["test_accuracy"]["n"] for row in run.summary()] == [2, 2, 2]
     assert [point["step"] for point in run.curve(1)] == [10, 20, 30]
+
+
+def test_a_script_without_a_guard_is_told_so(write_recipe, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"import ticketlab\nticketlab.prune({str(write_recipe())!r}, 'replicates=2', workers=2)\n")
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert ran.returncode and "put the call of your script under `if __name__ ==" in ran.stderr
 
 
 def test_networks_are_what_was_trained_under_their_masks(run):
@@ -50,8 +57,13 @@ def test_a_frame_has_a_row_for_each_level_and_a_column_for_each_layer(run):
 
 
 def test_what_is_not_there_is_an_error(run, tmp_path):
-    with pytest.raises(RunError, match="there is no ticket"):
-        run.mask(9)
+    for read in (run.mask, run.weights, run.curve):
+        with pytest.raises(RunError, match="no finished level 9 of replicate 1; it has levels 0, 1, 2"):
+            read(9)
+    with pytest.raises(RunError, match="no finished level 0 of replicate 3; it has no finished level"):
+        run.mask(0, 3)
+    with pytest.raises(TicketlabError, match="workers=0, threads=1: both are 1 or more"):
+        ticketlab.prune("recipe.yaml", workers=0)
     with pytest.raises(RunError, match="no run 'tinny'"):
         ticketlab.load_run("tinny", runs=tmp_path / "runs")
     with pytest.raises(TicketlabError, match="no such recipe"):
@@ -63,4 +75,4 @@ def test_what_is_not_there_is_an_error(run, tmp_path):
 def test_importing_the_package_loads_no_torch():
     code = "import sys, ticketlab; print('torch' in sys.modules, sorted(ticketlab.__all__))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "False ['Run', '__version__', 'load_run', 'prune']"
+    assert ran.stdout.strip() == "False ['Run', 'TicketlabError', '__version__', 'load_run', 'prune']"

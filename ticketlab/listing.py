@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from ticketlab.errors import TicketlabError
@@ -116,6 +117,8 @@ def _test(text: str) -> Callable[[Line], bool]:
 
     def test(one: Line) -> bool:
         known = getattr(one, name)
+        if name == "run" and Path(wanted).name == wanted:  # a name, where the field has a path
+            known = Path(known).name
         return known is not None and COMPARE[sign](known, value)
 
     return test

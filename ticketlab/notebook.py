@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from multiprocessing import current_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from ticketlab.cli.progress import follow
 from ticketlab.data.files import Places
-from ticketlab.errors import RunError
+from ticketlab.errors import RunError, TicketlabError
 from ticketlab.pruning.masks import Mask
 from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import read_recipe
 from ticketlab.report import run_levels, state, summarise
-from ticketlab.runs.store import RunStore, prune_first
+from ticketlab.runs.find import prune_first
+from ticketlab.runs.store import RunStore
+from ticketlab.words import counted
 from ticketlab.workflows.run import Machine, prune_run
 from ticketlab.workflows.source import from_run
 
@@ -32,7 +35,9 @@ class Run:
         self._store = store
 
     def __repr__(self) -> str:
-        return f"<Run {self.path}: {self.state}, {len(self.levels())} levels>"
+        rows = self.summary()
+        replicates = max((row["test_accuracy"]["n"] for row in rows), default=0)
+        return f"<Run {self.path}: {self.state}, {counted(len(rows), 'level')} of {counted(replicates, 'replicate')}>"
 
     @property
     def path(self) -> Path:
@@ -77,10 +82,12 @@ class Run:
 
     def curve(self, level: int, replicate: int = 1) -> list[dict[str, float]]:
         """A level's training, a dict for each evaluation: step, train_loss, val_loss, val_accuracy, lr, step_ms."""
+        self._check(replicate, level)
         return list(self._store.read_level(replicate, level).curve)
 
     def mask(self, level: int, replicate: int = 1) -> Mask:
         """Of each pruned tensor, or group of channels, True where one remains; raises RunError without such a level."""
+        self._check(replicate, level)
         ticket = self._store.read_ticket(replicate, level)
         if ticket is None:
             raise RunError(f"{self._store.level_dir(replicate, level)}: there is no ticket")
@@ -90,7 +97,15 @@ class Run:
         self, level: int, replicate: int = 1, at: Literal["early_stop", "final"] = "early_stop"
     ) -> dict[str, Tensor]:
         """The trained state of a level, at its early-stop step or at the end of its training."""
+        self._check(replicate, level)
         return self._store.read_weights(replicate, level, at)
+
+    def _check(self, replicate: int, level: int) -> None:
+        """Raise RunError that says what there is where a level is not."""
+        if not self._store.has_level(replicate, level):
+            known = {found.level for found in self._store.levels(replicate)}
+            there = f"levels {', '.join(map(str, sorted(known)))}" if known else "no finished level"
+            raise RunError(f"{self.path}: no finished level {level} of replicate {replicate}; it has {there}")
 
     def network(self, level: int | None = None, replicate: int = 1, data: Path | None = None) -> nn.Module:
         """The trained network of a level at its early-stop step, in evaluation mode.
@@ -115,7 +130,7 @@ def load_run(run: str | Path | None = None, runs: str | Path = "runs") -> Run:
 
 def prune(
     recipe: str | Path,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     *,
     runs: str | Path = "runs",
     data: str | Path | None = None,
@@ -127,7 +142,7 @@ def prune(
     """Find lottery tickets as `ticketlab prune RECIPE` does, with the same runs: a finished one is only read.
 
     Args:
-        overrides: Changes to the recipe as `--set` has them, such as `"pruning.levels=3"`.
+        overrides: A change to the recipe as `--set` has it, such as `"pruning.levels=3"`, or several.
         runs: Folder of all runs.
         data: Folder with data sets, as `--data` of the commands.
         workers: Replicates at a time; more than one are processes of their own, so that a script needs
@@ -138,10 +153,18 @@ def prune(
 
     Raises TicketlabError where the command would end with an error.
     """
+    if getattr(current_process(), "_inheriting", False):  # as the standard library tells it
+        raise TicketlabError(
+            "ticketlab.prune is called while one of its own processes starts: put the call of your script under "
+            '`if __name__ == "__main__":`, or leave workers=1'
+        )
+    if min(workers, threads) < 1:
+        raise TicketlabError(f"workers={workers}, threads={threads}: both are 1 or more")
+    changes = [overrides] if isinstance(overrides, str) else list(overrides)
     machine = Machine(Path(runs), Places.default(None if data is None else Path(data)), device, workers, threads)
     before = torch.get_num_threads()
     try:
-        store, _ = follow(prune_run(read_recipe(Path(recipe), overrides), machine), quiet)
+        store, _ = follow(prune_run(read_recipe(Path(recipe), changes), machine), quiet)
     finally:
         torch.set_num_threads(before)
     return Run(store)

@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 
 from ticketlab.errors import RunError
+from ticketlab.runs.find import find_run, list_runs, remove_run
 from ticketlab.runs.manifest import check_same
-from ticketlab.runs.store import Level, RunStore, find_run, list_runs, remove_run
+from ticketlab.runs.store import Level, RunStore
 
 
 def level(**changes):
@@ -73,20 +74,40 @@ def test_runs_are_found_by_name_prefix_and_path(runs):
     assert find_run(runs, "conv").name == "conv-cccccc"
     assert find_run(runs, "lenet-aaaaaa").name == "lenet-aaaaaa"
     assert find_run(runs, str(runs / "lenet-bbbbbb")).name == "lenet-bbbbbb"
-    with pytest.raises(RunError, match="fits several runs, name one: lenet-aaaaaa, lenet-bbbbbb"):
+    with pytest.raises(RunError, match="fits several runs, name one:\nlenet-aaaaaa\nlenet-bbbbbb"):
         find_run(runs, "lenet")
     with pytest.raises(RunError, match="did you mean 'conv-cccccc'"):
         find_run(runs, "konv-cccccc")
 
 
 def test_a_recipes_name_means_its_run_though_others_begin_so(runs):
-    RunStore(runs / "conv_paper-dddddd").write_manifest({})
+    RunStore(runs / "conv_paper-dddddd").write_manifest({"state": "finished"})
     assert find_run(runs, "conv").name == "conv-cccccc"
-    with pytest.raises(RunError, match="fits several runs, name one: conv-cccccc, conv_paper-dddddd"):
+    with pytest.raises(RunError, match="fits several runs, name one:\nconv-cccccc\nconv_paper-dddddd"):
         find_run(runs, "con")
 
 
+def test_runs_that_a_name_fits_are_told_apart_by_their_settings(runs):
+    for name, rate, tail in (("lenet-aaaaaa", 0.1, "a: 1\nb: 1\nc: 1"), ("lenet-bbbbbb", 0.2, "a: 2\nb: 2\nc: 2")):
+        (runs / name / "recipe.yaml").write_text(f"method: imp\ntrain: {{lr: {rate}}}\n{tail}\n")
+    with pytest.raises(RunError) as raised:
+        find_run(runs, "lenet")
+    assert str(raised.value).splitlines()[1:] == [
+        "lenet-aaaaaa: train.lr=0.1, a=1, b=1, and 1 more", "lenet-bbbbbb: train.lr=0.2, a=2, b=2, and 1 more",
+    ]  # fmt: skip
+
+
+def test_a_damaged_run_that_is_named_is_not_passed_over(runs):
+    RunStore(runs / "conv_paper-dddddd").write_manifest({"state": "finished"})
+    for content in ("", "{}"):
+        (runs / "conv-cccccc" / "manifest.json").write_text(content)
+        with pytest.raises(RunError, match=r"conv-cccccc/manifest\.json: damaged .*run the command that made it"):
+            _ = find_run(runs, "conv", "prune").kind
+        assert find_run(runs, None, "prune").name != "conv-cccccc"
+
+
 def test_the_newest_run_is_taken_without_a_name(runs, tmp_path):
+    (runs / "lenet-aaaaaa" / "manifest.json").touch()
     RunStore(runs / "lenet-aaaaaa").set_state("interrupted")
     assert find_run(runs, None).name == list_runs(runs)[-1].name == "lenet-aaaaaa"
     with pytest.raises(RunError, match="no runs in"):

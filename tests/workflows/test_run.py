@@ -76,7 +76,9 @@ def test_replicates_in_processes_equal_those_in_this_one(tiny, machine, tmp_path
 def test_a_finished_run_is_read_and_an_extended_one_goes_on(tiny, machine):
     store, _ = finish(tiny(), machine)
     before = (store.level_dir(1, 2) / "metrics.json").stat().st_mtime_ns
+    manifest = (store.path / "manifest.json").stat().st_mtime_ns
     finish(tiny(), machine)
+    assert (store.path / "manifest.json").stat().st_mtime_ns == manifest
     extended, _ = finish(tiny("replicates=2", "pruning.levels=3"), machine)
     assert extended.path == store.path
     assert (store.level_dir(1, 2) / "metrics.json").stat().st_mtime_ns == before

@@ -14,7 +14,7 @@ from ticketlab.errors import Interrupted, MissingRun, RecipeError, RunError
 from ticketlab.pruning.masks import masked
 from ticketlab.recipe_file import read_recipe
 from ticketlab.report import run_levels
-from ticketlab.runs.store import list_runs
+from ticketlab.runs.find import list_runs
 from ticketlab.seeds import derive_seed
 from ticketlab.steps import Duration
 from ticketlab.workflows.check import check_all

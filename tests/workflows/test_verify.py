@@ -8,7 +8,8 @@ import pytest
 from ticketlab.errors import RecipeError, RunError
 from ticketlab.recipe_file import read_recipe
 from ticketlab.report import estimate
-from ticketlab.runs.store import RunStore, find_run, list_runs
+from ticketlab.runs.find import find_run, list_runs
+from ticketlab.runs.store import RunStore
 from ticketlab.workflows.run import Machine, prune_run
 from ticketlab.workflows.trunk import run_file
 from ticketlab.workflows.verify import expectation, failed, find_claims, verify_run

@@ -341,7 +341,8 @@ def report(
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Only tables, of methods side by side.")] = False,
     against: Annotated[
-        str | None, typer.Option(help="Method or run that the others are compared with [default: magnitude].")
+        str | None,
+        typer.Option(help="Method or run that the others are compared with [default: one that prunes by magnitude]."),
     ] = None,
     out: Annotated[
         Path | None,

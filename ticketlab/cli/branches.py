@@ -10,7 +10,8 @@ from ticketlab.cli.progress import Bars, drawn_line
 from ticketlab.cli.render import note
 from ticketlab.errors import RecipeError, RunError, TicketlabError
 from ticketlab.recipe_file import RecipeFile, read_recipe
-from ticketlab.runs.store import Level, RunStore, find_run, is_kind, list_runs
+from ticketlab.runs.find import find_run, is_kind, list_runs
+from ticketlab.runs.store import Level, RunStore
 from ticketlab.steps import Duration, parse_duration
 from ticketlab.workflows.run import Event, Started
 from ticketlab.workflows.stability import Interpolation, Line
@@ -83,8 +84,11 @@ def levels(text: str | None) -> list[int] | None:
 
 
 def names(text: str | None) -> list[str]:
-    """Names with commas between."""
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
+    """Names with commas between; none where nothing is said."""
+    found = [name.strip() for name in (text or "").split(",") if name.strip()]
+    if text is not None and not found:
+        raise TicketlabError(f"'{text}': write a name, or several with commas between")
+    return found
 
 
 def follow(events: Iterable[Event | Branched | dict[str, Any]], quiet: bool) -> dict[str, Any]:

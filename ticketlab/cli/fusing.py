@@ -13,7 +13,8 @@ from ticketlab.data.sources import datasets
 from ticketlab.errors import FusionError
 from ticketlab.fusion_findings import method_name
 from ticketlab.registry import did_you_mean
-from ticketlab.runs.store import Level, find_run
+from ticketlab.runs.find import find_run
+from ticketlab.runs.store import Level
 from ticketlab.workflows.fuse import Event, Fusion
 from ticketlab.workflows.run import Machine
 from ticketlab.workflows.source import Elsewhere, Source, from_run, from_weights

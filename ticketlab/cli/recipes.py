@@ -78,7 +78,10 @@ def _listed(paths: Sequence[Path], root: Path, json: bool) -> None:
 
 
 def _what(path: Path) -> str:
-    first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    try:
+        first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
     return first.removeprefix("# What:").strip() if first.startswith("# What:") else ""
 
 

@@ -92,8 +92,9 @@ def new_table(title: str, columns: Sequence[str]) -> Table:
     )
     for index, column in enumerate(columns):
         # a name or a verdict that is cut says nothing
-        is_whole = column in ("run", "verdict", "state", "updated")
-        table.add_column(column, justify="right" if index and "%" in column else "left", no_wrap=is_whole)
+        is_number = bool(index and "%" in column)
+        is_whole = is_number or column in ("verdict", "state", "updated", "n", "levels")
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=is_whole, overflow="fold")
     return table
 
 

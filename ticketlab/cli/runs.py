@@ -12,6 +12,7 @@ import typer
 from ticketlab.cli import render
 from ticketlab.cli.options import Json, RunName, RunsRoot
 from ticketlab.errors import TicketlabError
+from ticketlab.words import counted
 
 if TYPE_CHECKING:
     from ticketlab.difference import Change, Difference
@@ -23,6 +24,8 @@ PAIR_COLUMNS = (
     "early\nstop", "seconds",
 )  # fmt: skip
 COLUMNS = ("run", "method", "state", "data", "n", "levels", "density\n%", "test\naccuracy %", "updated")
+WIDE = 100
+"""Characters of a terminal on which a list of runs has room for the time of each."""
 
 app = typer.Typer(help="Finished and unfinished runs.", no_args_is_help=True)
 
@@ -40,13 +43,16 @@ def ls(
     """List runs, the newest last; fields of --where and --sort are those of --json."""
     with render.one_line_errors():
         from ticketlab.listing import fitting, line, ordered
-        from ticketlab.runs.store import list_runs
+        from ticketlab.runs.find import list_runs
 
         found = [line(store) for store in list_runs(runs)]
         for _, problem in found:
             if problem:
                 render.note(f"warning: {problem}")
-        _listed(ordered(fitting([one for one, _ in found], where or ()), sort), json)
+        fit = ordered(fitting([one for one, _ in found], where or ()), sort)
+        if found and not fit:
+            render.note(f"none of {counted(len(found), 'run')} fits; accuracies and densities are shares, 0.95 or 95%")
+        _listed(fit, json)
 
 
 @app.command()
@@ -55,7 +61,7 @@ def show(run: RunName = None, runs: RunsRoot = Path("runs"), json: Json = False)
     with render.one_line_errors():
         from ticketlab.cli.levels import levels
         from ticketlab.report import run_levels
-        from ticketlab.runs.store import find_run
+        from ticketlab.runs.find import find_run
 
         found = find_run(runs, run)
         if found.kind == "prune":
@@ -74,7 +80,7 @@ def diff(
     """Show what differs between two runs: recipes, data, versions, machine, and the numbers."""
     with render.one_line_errors():
         from ticketlab.difference import difference
-        from ticketlab.runs.store import prune_first
+        from ticketlab.runs.find import prune_first
 
         _compared(difference(prune_first(runs, one), prune_first(runs, other)), json)
 
@@ -87,7 +93,7 @@ def rm(
 ) -> None:
     """Delete a run with everything in it."""
     with render.one_line_errors():
-        from ticketlab.runs.store import find_run, remove_run
+        from ticketlab.runs.find import find_run, remove_run
 
         found = find_run(runs, run)
         if yes or typer.confirm(f"Delete {found.path}?", err=True):
@@ -121,9 +127,11 @@ def _listed(lines: Sequence[Line], json: bool) -> None:
     if json:
         render.result({"runs": [asdict(one) for one in lines]})
         return
-    table = render.new_table("runs", COLUMNS)
+    is_wide = render.console(stderr=False).width >= WIDE
+    columns = COLUMNS if is_wide else COLUMNS[:-1]
+    table = render.new_table("runs", columns)
     for one in lines:
-        table.add_row(
+        cells = (
             Path(one.run).name + (" *" if one.derived_from else ""),
             one.method or one.kind,
             one.state,
@@ -134,6 +142,7 @@ def _listed(lines: Sequence[Line], json: bool) -> None:
             "" if one.test_accuracy is None else f"{100 * one.test_accuracy:.2f}",
             (one.updated or "")[:16].replace("T", " "),
         )
+        table.add_row(*cells[: len(columns)])
     render.show(table)
     if any(one.derived_from for one in lines):
         render.note("*: made to answer a question about another run; no prefix, and no missing name, means it")

@@ -37,8 +37,8 @@ def cost(facts: Facts) -> Iterator[Block]:
         f"What each level cost on {_machine(facts)}, "
         f"{counted(facts.manifest.get('threads', 1), 'thread')}, mean over replicates; "
         f"{long_time(sum(level.seconds for level in facts.levels))} of training in all",
-        ("level", "weights", "of", "steps", "10⁹\noperations", "by weights\nthat remain", "seconds",
-         "ticket file,\nbytes"),
+        ("level", "weights\nthat remain", "of", "steps", "10⁹ operations\nexecuted", "by weights\nthat remain",
+         "seconds", "ticket file,\nbytes"),
         [
             (
                 str(row["level"]), f"{row['remaining']:,.0f}", f"{row['total']:,}", f"{row['steps']:,.0f}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from ticketlab import run_figures, ticket_figures
@@ -43,8 +44,9 @@ def _lead(facts: Facts) -> Iterator[str]:
     recipe, rows = facts.recipe, facts.rows
     replicates = len({level.replicate for level in facts.levels})
     yield (
-        f"{recipe.model.name} on {facts.manifest['data']}, {recipe.method}: {counted(replicates, 'replicate')}, "
-        f"{counted(len(rows), 'level')}, {state(facts.store, facts.manifest)}."
+        f"{recipe.model.name} on {facts.manifest['data']}, {recipe.method}: {_so_far(replicates, recipe.replicates)}"
+        f"{counted(recipe.replicates, 'replicate')}, {counted(len(rows), 'level')}, "
+        f"{state(facts.store, facts.manifest)}."
     )
     dense, best, last = facts.dense, winning(rows), sparsest(rows)
     if dense is None:  # a search that stopped, or the beginning of the one training
@@ -59,6 +61,10 @@ def _lead(facts: Facts) -> Iterator[str]:
         )
     if last.level not in (0, best.level):
         yield f"Sparsest of all: {percent(last.density)} of weights, {_spoken(last)}."
+
+
+def _so_far(count: int, asked: int) -> str:
+    return "" if count == asked else f"{count} of "
 
 
 def _spoken(row: Row) -> str:
@@ -202,6 +208,23 @@ def _stability(facts: Facts) -> Iterator[Block]:
             f"Error barriers: {told}.",
             ticket_figures.barriers(record),
         )
+        yield Table(
+            f"barriers-{place}",
+            f"{record['folder'].rpartition('stability')[2].strip('/') or 'stability'}: barriers and errors, points of "
+            "error, means ± half of the 95 % interval; the distance is that between the copies' weights (L2)",
+            ("level", "density\n%", "from\nstep", "barrier,\nvalidation", "barrier,\ntraining", "n",
+             "validation\nerror %", "distance", "verdict"),
+            [
+                (
+                    str(row["level"]), percents(row["density"]), f"{row['step']:,}",
+                    *(interval(row["barrier"][split]) for split in ("validation", "train")),
+                    str(row["barrier"]["validation"]["n"]), interval(row["error"]["validation"]),
+                    f"{row['distance']['mean']:.2f}", row["verdict"],
+                )
+                for row in record["rows"]
+            ],
+            [{name: value for name, value in row.items() if name != "curves"} for row in record["rows"]],
+        )  # fmt: skip
 
 
 def _supermasks(facts: Facts) -> Iterator[Block]:
@@ -214,7 +237,28 @@ def _supermasks(facts: Facts) -> Iterator[Block]:
         "Networks whose weights were never trained under masks: validation accuracy against the density of the mask",
         f"The best mask gives {percent(best['test_accuracy']['mean'])} of test images.",
         ticket_figures.supermasks(record),
+        [
+            {"weights": row["weights"], "criterion": row["criterion"], **point}
+            for row in record["one_shot"]
+            for point in row["curve"]
+        ],
     )
+    masks = [*record["one_shot"], *record["learned"]]
+    yield Table(
+        "supermasks-best",
+        "The density of each that validation data choose, and every mask that was learned: means over seeds ± half of "
+        "the 95 % interval",
+        ("mask", "weights", "density\n%", "validation\naccuracy %", "test\naccuracy %", "n"),
+        [
+            (
+                (row.get("criterion") or row["mask"]).replace("_", " "), row["weights"].replace("_", " "),
+                percents(fmean(row["densities"])), interval(row["val_accuracy"]), interval(row["test_accuracy"]),
+                str(row["test_accuracy"]["n"]),
+            )
+            for row in masks
+        ],
+        [{name: value for name, value in row.items() if name != "curve"} for row in masks],
+    )  # fmt: skip
 
 
 def _training(facts: Facts) -> Iterator[Block]:

@@ -9,7 +9,7 @@ from ticketlab.errors import RunError
 from ticketlab.figures import methods_side_by_side
 from ticketlab.page.blocks import Page, Picture, Section, Table, Text
 from ticketlab.page.pruning import pruning_page
-from ticketlab.page.words import interval, plain
+from ticketlab.page.words import interval, plain, points
 from ticketlab.recipe import dotted
 from ticketlab.recipe_file import read_recipe
 from ticketlab.runs.store import RunStore
@@ -71,6 +71,14 @@ def _methods(comparisons: Sequence[Comparison]) -> Iterator[Picture | Table | Te
             [(method, *(_cell(one, method, density) for density in densities)) for method in one.methods()],
             table_rows(one),
         )
+        yield Table(
+            f"differences-{number}",
+            f"{one.data}: points of test accuracy against '{one.baseline}', paired by seed (n), and all training, with "
+            "the search: 10⁹ operations executed, seconds",
+            ("method", *(f"{100 * density:.3g} %" for density in densities)),
+            [(method, *(_against(one, method, density) for density in densities)) for method in one.methods()],
+            table_rows(one),
+        )
         if common := said(one.common):
             yield Text(f"Unless a name says otherwise: {common}.")
 
@@ -80,6 +88,17 @@ def _cell(comparison: Comparison, method: str, density: float) -> str:
     if point is None:
         return ""
     return f"{interval(point.test_accuracy)} ({point.test_accuracy.n}){point.mark}"
+
+
+def _against(comparison: Comparison, method: str, density: float) -> str:
+    """The difference from the baseline and what the network cost."""
+    point = comparison.at(method, density)
+    if point is None:
+        return ""
+    minus = point.minus_baseline
+    difference = "" if minus is None or method == comparison.baseline else f"{points(minus)} ({minus.n}); "
+    operations = "?" if point.flops is None else f"{point.flops / 1e9:,.4g}"
+    return f"{difference}{operations}, {point.seconds:,.0f} s"
 
 
 def _differences(stores: Sequence[RunStore]) -> Table | Text:

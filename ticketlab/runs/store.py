@@ -12,7 +12,7 @@ A level is finished when its `metrics.json` exists: it is written last.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
@@ -22,7 +22,6 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ticketlab.errors import RunError
-from ticketlab.registry import did_you_mean
 from ticketlab.runs.files import (
     damaged,
     read_json,
@@ -110,7 +109,12 @@ class RunStore:
     def read_manifest(self) -> dict[str, Any]:
         """What is known about the run as a whole; empty before its first start."""
         path = self.path / MANIFEST
-        return read_json(path) if path.exists() else {}
+        if not path.exists():
+            return {}
+        manifest = read_json(path)
+        if not manifest:
+            raise damaged(path, "empty")
+        return manifest
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest."""
@@ -128,7 +132,9 @@ class RunStore:
     def set_state(self, state: str) -> None:
         """Record how the run stands, as far as a full or missing disk allows."""
         with suppress(OSError, RunError):
-            self.write_manifest({**self.read_manifest(), "state": state, "updated": now()})
+            known = self.read_manifest()
+            if known.get("state") != state:
+                self.write_manifest({**known, "state": state, "updated": now()})
 
     def write_log(self, text: str) -> Path:
         """Keep a traceback; returns where."""
@@ -365,98 +371,7 @@ class RunStore:
         try:
             with held:
                 return False
-        except (Timeout, OSError):
+        except Timeout:
             return True
-
-
-def list_runs(root: Path) -> list[RunStore]:
-    """All runs in a folder, the oldest first."""
-    found = [p.parent for p in root.glob(f"*/{MANIFEST}")] if root.is_dir() else []
-    return [RunStore(path) for path in sorted(found, key=lambda p: (p / MANIFEST).stat().st_mtime)]
-
-
-def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
-    """A run by path, name or unique prefix; the newest of a kind without a name.
-
-    Runs that a command made to answer a question about another run count only where no other fits. Raises RunError that
-    lists the choices.
-    """
-    runs = [run for run in list_runs(root) if kind is None or is_kind(run, kind)]
-    if name is None:
-        if not runs:
-            raise RunError(f"no runs in {root}; make one with: ticketlab prune recipes/lenet_mnist.yaml")
-        return (asked_for(runs) or runs)[-1]
-    if is_path_of_run(name):
-        return RunStore(Path(name))
-    fitting = matching(runs, name)
-    found = asked_for(fitting) or fitting
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise RunError(f"'{name}' fits several runs, name one: {', '.join(run.name for run in found)}")
-    raise _no_run(root, name, runs)
-
-
-def prune_first(root: Path, name: str | None) -> RunStore:
-    """A run by path, name or unique prefix, a pruning run before one that was made from it; as `find_run` else."""
-    try:
-        return find_run(root, name, "prune")
-    except RunError:
-        return find_run(root, name)
-
-
-def is_path_of_run(name: str) -> bool:
-    """Whether a name is the path of a run's folder."""
-    return (Path(name) / MANIFEST).is_file()
-
-
-def matching(runs: Sequence[RunStore], name: str) -> list[RunStore]:
-    """The run of that name, else those of the recipe of that name, else those whose name begins so."""
-    exact = [run for run in runs if run.name == name]
-    of_recipe = [run for run in runs if run.name.startswith(f"{name}-")]
-    return exact or of_recipe or [run for run in runs if run.name.startswith(name)]
-
-
-def asked_for(runs: Sequence[RunStore]) -> list[RunStore]:
-    """Those that were not made beside another run; a damaged one counts as asked for."""
-
-    def is_derived(run: RunStore) -> bool:
-        try:
-            return bool(run.read_manifest().get("derived_from"))
-        except RunError:
-            return False
-
-    return [run for run in runs if not is_derived(run)]
-
-
-def find_runs(root: Path, name: str, kind: str) -> list[RunStore]:
-    """All runs of a kind that a path or a name fits, as `matching` has it; raises RunError with the nearest name."""
-    if is_path_of_run(name):
-        run = RunStore(Path(name))
-        if run.kind != kind:
-            raise RunError(f"{name} was made by ticketlab {run.kind}, not by ticketlab {kind}")
-        return [run]
-    known = [run for run in list_runs(root) if is_kind(run, kind)]
-    found = matching(known, name)
-    if not found:
-        raise _no_run(root, name, known)
-    return found
-
-
-def _no_run(root: Path, name: str, known: Sequence[RunStore]) -> RunError:
-    return RunError(f"no run '{name}' in {root}" + (did_you_mean(name, [run.name for run in known]) if known else ""))
-
-
-def is_kind(run: RunStore, kind: str) -> bool:
-    """Whether a run is of a kind; a damaged one is of none, and hides no other."""
-    try:
-        return run.kind == kind
-    except RunError:
-        return False
-
-
-def remove_run(run: RunStore) -> None:
-    """Delete a run's folder; raises RunError while a process is writing it."""
-    if run.is_held():
-        raise RunError(f"{run.path}: another process is writing this run; stop it first")
-    shutil.rmtree(run.path)
+        except OSError:
+            return False  # who may not lock it is told so when something is to be written

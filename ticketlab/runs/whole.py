@@ -39,6 +39,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises RunError that names a damaged file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise RunError(f"{path}: may not be read ({error.strerror})") from error
     except (OSError, ValueError) as error:
         raise damaged(path, str(error)) from error
     if not isinstance(content, dict):
@@ -49,5 +51,6 @@ def read_json(path: Path) -> dict[str, Any]:
 def damaged(path: Path, reason: str) -> RunError:
     """The error for a file that cannot be used, with the way out."""
     return RunError(
-        f"{path}: damaged ({reason}); delete {path.parent} and run the same command: what it held is computed again"
+        f"{path}: damaged ({reason}); delete {path.parent} and run the command that made it: what it held is computed "
+        "again"
     )

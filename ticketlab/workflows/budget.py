@@ -23,8 +23,8 @@ from pydantic import BaseModel
 from ticketlab.errors import RecipeError, RunError, TicketlabError
 from ticketlab.recipe_file import RecipeFile
 from ticketlab.report import deviation, half_width, run_levels
+from ticketlab.runs.find import list_runs
 from ticketlab.runs.manifest import short_hash
-from ticketlab.runs.store import list_runs
 from ticketlab.steps import Duration
 from ticketlab.workflows.pace import Pace, measure_at_work
 from ticketlab.workflows.plan import Plan, user_files

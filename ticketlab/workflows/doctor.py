@@ -17,8 +17,8 @@ from ticketlab.data.files import Places
 from ticketlab.data.sources import Located, locate_all
 from ticketlab.errors import DataError
 from ticketlab.formats import FORMATS
+from ticketlab.runs.find import list_runs
 from ticketlab.runs.manifest import cpu_name
-from ticketlab.runs.store import list_runs
 
 EXTRAS = {
     "pytest": "python -m pip install -e '.[test]'",

@@ -12,9 +12,10 @@ from ticketlab.errors import RunError
 from ticketlab.page.blocks import Page
 from ticketlab.report import run_levels, state
 from ticketlab.runs.files import remove_others
+from ticketlab.runs.find import asked_for, find_run, find_runs, list_runs, prune_first
 from ticketlab.runs.results import OF_KIND
 from ticketlab.runs.rows import write_csv
-from ticketlab.runs.store import RunStore, asked_for, find_run, find_runs, list_runs, prune_first
+from ticketlab.runs.store import RunStore
 
 PAGE, FIGURES, DATA = "index.html", "figures", "data"
 """A page and the folders beside it."""
@@ -49,10 +50,11 @@ def report_runs(root: Path, names: Sequence[str], against: str | None, out: Path
         against: Of several: the method or run that the others are compared with.
         out: Folder [default: `report` in the run, or in `root` for several].
 
-    What an earlier page of other runs left in a folder of our own is removed.
+    What an earlier page left there is removed.
 
     Raises RunError for a run with nothing to show yet, for several that were not made by pruning or have one name, for
-    one that is to be compared with another, and where the files cannot be written.
+    one that is to be compared with another, where the folder has a page of somebody else, and where the files cannot
+    be written.
     """
     from ticketlab.page.html import html, is_page
 
@@ -61,8 +63,11 @@ def report_runs(root: Path, names: Sequence[str], against: str | None, out: Path
         raise RunError(f"--against {against}: there is only {stores[0].path}; name the runs to compare")
     folder = out or (stores[0].path if len(stores) == 1 else root) / "report"
     page = _page(stores, against)
+    is_ours = is_page(folder / PAGE)
+    if (folder / PAGE).exists() and not is_ours:
+        raise RunError(f"{folder / PAGE}: was not written by ticketlab report; name another folder with --out")
     with _writing(folder):
-        content = html(page, _write_beside(page, folder, is_ours=out is None and is_page(folder / PAGE))).encode()
+        content = html(page, _write_beside(page, folder, is_ours)).encode()
         RunStore(folder).write_file(PAGE, content)
     found = [store.path for store in stores]
     return Reported(folder / PAGE, len(page.pictures), len(page.tables), len(content), found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -114,20 +114,31 @@ def prune_run(
         with told(store):
             facts = run_facts(plan, device, machine.threads) | ({"budgets": budgets} if budgets else {})
             warnings = check_run(store, facts)
-            begin_run(store, plan.recipe, facts)
-            write_summary(store, plan.recipe)
+            seen = set(filter(is_common, range(plan.recipe.pruning.levels + 1)))
+            if budgets or not _is_done(store, plan, seen):
+                begin_run(store, plan.recipe, facts)
+                write_summary(store, plan.recipe)
         yield from (Notice(text) for text in warnings)
         yield Started(store, plan, str(device), workers)
         with outcome(store):
             # the plan's recipe names the stand-in where one is used, so that workers use it too
             body = partial(train_replicate, plan.file, machine, store.path, str(device))
             jobs = {replicate: f"replicate {replicate}" for replicate in replicates}
-            seen = set(filter(is_common, range(plan.recipe.pruning.levels + 1)))
             for event in run_jobs(body, jobs, workers, should_stop, machine.engine, store.witness):
                 yield death_notice(event) if isinstance(event, Died) else cast(Event, event)
                 if isinstance(event, Level) and event.level not in seen and is_common(event.level):
                     seen.add(event.level)
                     write_summary(store, plan.recipe)
+
+
+def _is_done(store: RunStore, plan: Plan, levels: Collection[int]) -> bool:
+    """Whether nothing is to be trained or written: then a run stays as old as it is."""
+    manifest = store.read_manifest()
+    is_asked_for = not manifest.get("derived_from") or plan.file.derived_from
+    if manifest.get("state") != "finished" or len(levels) <= plan.recipe.pruning.levels or not is_asked_for:
+        return False
+    kept = read_recipe(store.witness).recipe
+    return _grown(plan.recipe, kept) == kept
 
 
 def plan_on(file: RecipeFile, machine: Machine, load: Load = load_data) -> Plan:

@@ -19,9 +19,10 @@ from ticketlab.formats.format import Network
 from ticketlab.models.build import network_from
 from ticketlab.models.compact import layer_widths, own_memory_
 from ticketlab.pruning.masks import Mask, density
+from ticketlab.runs.find import find_run, list_runs
 from ticketlab.runs.network import read_network
 from ticketlab.runs.results import FEDERATED, FEDERATED_NETWORK, FUSED, FUSED_NETWORK, OF_KIND
-from ticketlab.runs.store import RunStore, find_run, list_runs
+from ticketlab.runs.store import RunStore
 from ticketlab.workflows.source import from_run, load_network
 
 SHIPPED = {kind: OF_KIND[kind] for kind in ("fuse", "federate")}

@@ -14,7 +14,8 @@ from ticketlab.pruning.masks import Mask, masked
 from ticketlab.recipe import PruningSection, Recipe
 from ticketlab.recipe_file import Problem, RecipeFile, read_recipe
 from ticketlab.report import sum_known
-from ticketlab.runs.store import RunStore, find_run, is_path_of_run, list_runs, matching
+from ticketlab.runs.find import find_run, is_path_of_run, list_runs, matching
+from ticketlab.runs.store import RunStore
 from ticketlab.runs.ticket import digest
 
 KEY = ("ticket",)

@@ -15,7 +15,8 @@ from ticketlab.data.batches import Splits
 from ticketlab.data.files import Places
 from ticketlab.errors import RunError
 from ticketlab.pruning.masks import density, full_mask, masked
-from ticketlab.runs.store import RunStore, find_run
+from ticketlab.runs.find import find_run
+from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.ship import Shipment, shipment
 from ticketlab.workflows.source import from_run
