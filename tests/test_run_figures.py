@@ -62,7 +62,7 @@ def test_overlaps_stand_beside_chance_and_say_what_they_are_of():
 
 def test_pixels_say_of_how_many_weights_and_of_which_density():
     figure = run_figures.input_pixels({1: np.full((8, 8), 0.5)}, {1: 0.8}, 300)
-    assert "% of 300 (replicate 1)" in figure.get_suptitle()
+    assert "% of 300 (replicate 1)" in figure.get_suptitle().replace("\n", " ")
     assert figure.axes[0].get_title() == "level 1: 80 %"
     assert np.asarray(figure.axes[0].get_images()[0].get_array()).max() == 50
 

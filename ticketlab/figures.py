@@ -47,8 +47,8 @@ def encode(figure: Figure, *kinds: str) -> dict[str, bytes]:
 
 
 def signed(figure: Figure, text: str) -> Figure:
-    """A figure that says in its lower left corner what it is of, for who sees nothing but the figure."""
-    figure.text(0.004, 0.004, text, fontsize=6, color="#7F7F7F", ha="left", va="bottom")
+    """A figure, of constrained layout, that says under it what it is of, for who sees nothing but the figure."""
+    figure.supxlabel(text, x=0.004, ha="left", fontsize=6, color="#7F7F7F")
     return figure
 
 

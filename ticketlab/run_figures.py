@@ -101,7 +101,7 @@ def input_pixels(shares: Mapping[int, NDArray[np.float64]], densities: Mapping[i
     shown = some(sorted(shares))
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(1.75 * columns + 0.9, 2.0 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(max(3.8, 1.75 * columns + 0.9), 2.0 * rows + 0.8), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes, level in zip(panels.flat, shown, strict=False):
         drawn = axes.imshow(100 * shares[level], cmap="viridis", vmin=0)
@@ -112,8 +112,8 @@ def input_pixels(shares: Mapping[int, NDArray[np.float64]], densities: Mapping[i
     for axes in panels.flat[len(shown) :]:
         axes.set_axis_off()
     figure.suptitle(
-        f"first layer: weights that remain at each input pixel, % of {weights} (replicate 1)\n"
-        "above each picture: density of the whole network",
+        f"first layer: weights that remain at each input\npixel, % of {weights} (replicate 1); above each:\n"
+        "density of the whole network",
         fontsize=10,
     )
     return figure
@@ -126,7 +126,7 @@ def kernels(pictures: Mapping[int, NDArray[np.float64]], densities: Mapping[int,
         pictures: Level → mask as `tiles` gives it, of one replicate.
     """
     shown = some(sorted(pictures), 4)
-    figure = Figure(figsize=(1.9 * len(shown) + 0.6, 3.4), layout="constrained")
+    figure = Figure(figsize=(max(3.8, 1.9 * len(shown) + 0.6), 3.4), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, level in zip(panels, shown, strict=True):
         axes.imshow(pictures[level], cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
@@ -134,8 +134,8 @@ def kernels(pictures: Mapping[int, NDArray[np.float64]], densities: Mapping[int,
         axes.set_xticks([])
         axes.set_yticks([])
     figure.suptitle(
-        "the first layer's mask: dark weights remain (replicate 1)\n"
-        "filters in reading order, input channels of each side by side; above: density of the network",
+        "first layer's mask: dark weights remain (replicate 1);\nfilters in reading order, channels side by side;\n"
+        "above each: density of the whole network",
         fontsize=9,
     )
     return figure

@@ -16,7 +16,7 @@ from ticketlab.figures import COLOURS, STYLES, plain_log_axis
 def beside_controls(record: Mapping[str, Any]) -> Figure:
     """Test accuracy of the ticket, the dense network and each control, with 95 % intervals."""
     rows = [row for row in (record["ticket"], record["dense"], *record["controls"]) if row]
-    figure = Figure(figsize=(7, 0.38 * len(rows) + 1.3))
+    figure = Figure(figsize=(7, 0.38 * len(rows) + 1.3), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
         found, colour = row["test_accuracy"], COLOURS[min(place, 2)]
@@ -53,6 +53,8 @@ def against_density(records: Sequence[Mapping[str, Any]]) -> Figure:
         axes.invert_xaxis()
         axes.set_xlabel("weights that remain, %")
         axes.grid(alpha=0.25)
+        low, high = axes.get_ylim()  # an interval of two seeds may go beyond what there can be
+        axes.set_ylim(max(0, low), min(100, high) if key == "test_accuracy" else high)
     panels[0].set_ylabel("test accuracy at the early-stop step, %")
     panels[1].set_ylabel("early-stop step")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
