@@ -49,13 +49,15 @@ def run_record(store: RunStore, found: Sequence[Level]) -> dict[str, object]:
 
 
 def _level_table(store: RunStore, levels: Sequence[Level]) -> None:
-    from ticketlab.report import level_names, summarise
+    from ticketlab.report import level_names, state, summarise
 
     manifest = store.read_manifest()
     stand_in = manifest.get("stand_in_for")
     data = f"{manifest['data']} (STAND-IN for {stand_in})" if stand_in else manifest["data"]
+    known = state(store, manifest)
+    stands = "" if known == "finished" else f" ({known})"
     table = new_table(
-        f"{store.name} on {data}: test accuracy at the early-stop step ± 95 % t interval",
+        f"{store.name}{stands} on {data}: test accuracy at the early-stop step ± 95 % t interval",
         LEVEL_COLUMNS,
     )
     rows = summarise(levels)
