@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import re
 
 import numpy as np
 import torch
@@ -7,7 +8,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ticketlab.runs.store import Level
-from ticketlab.runs.tensorboard import FederationEvents, LevelEvents, log_level, write_run_summary
+from ticketlab.runs.tensorboard import LAYOUT, FederationEvents, LevelEvents, log_level, write_run_summary, write_table
 
 
 def level(index, share):
@@ -105,6 +106,36 @@ def test_the_run_summary_is_one_run_with_recipe_hparams_and_margin(tmp_path):
     assert "recipe/text_summary" in tags["tensors"]
     plugins = {name for name in ("hparams", "custom_scalars", "text") if found.PluginTagToContent(name)}
     assert plugins == {"hparams", "custom_scalars", "text"}
+
+
+def test_every_chart_of_the_layout_has_what_it_shows(tmp_path):
+    mask = {"fc.weight": torch.tensor([[True, False]])}
+    with LevelEvents(tmp_path, 0) as events:
+        events.point(1, {"train_loss": 0.5, "val_loss": 0.5, "val_accuracy": 0.9, "density/remaining": 0.5})
+        events.scalars("sign_flip_rate", {"fc.weight": 0.5}, 1)
+    log_level(tmp_path, level(1, 0.5), mask, mask)
+    row = {"density": 0.5, "mean": 0.9, "lowest": 0.8, "highest": 1.0, "overlap": 0.5, "by_chance": 0.5}
+    write_run_summary(tmp_path / "run", "", {}, [row])
+    tags = {*read(tmp_path).Tags()["scalars"], *read(tmp_path / "run").Tags()["scalars"]}
+    shown = {
+        name: {tag for pattern in patterns for tag in tags if re.match(f"{pattern}$", tag)}
+        for charts in LAYOUT.values()
+        for name, (_, patterns) in charts.items()
+    }
+    assert all(shown.values()), shown
+    assert shown["density of each layer"] == {f"density/{name}" for name in ("all", "effective", "fc.weight")}, (
+        "nothing that has another x axis"
+    )
+
+
+def test_a_table_is_text_beside_its_figures(tmp_path):
+    for verdict in ("holds", "fails"):  # written anew each time
+        write_table(tmp_path, "claims", [{"claim": "one", "n": 5}, {"claim": "two", "verdict": verdict}], {})
+    assert len(list(tmp_path.iterdir())) == 1
+    (event,) = read(tmp_path).Tensors("claims/text_summary")
+    assert event.tensor_proto.string_val[0].decode().splitlines() == [
+        "| claim | n | verdict |", "| --- | --- | --- |", "| one | 5 |  |", "| two |  | fails |",
+    ]  # fmt: skip
 
 
 def finished(number, names=("pi1", "pi2"), **more):

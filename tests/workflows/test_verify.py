@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ticketlab.errors import RecipeError, RunError
 from ticketlab.recipe_file import read_recipe
@@ -71,6 +72,7 @@ def test_what_is_missing_is_run_and_each_claim_is_judged(claiming, machine):
     tickets = [store.read_level(number, 1).test_accuracy for number in (1, 2, 3)]
     assert third["measured"]["mean"] == pytest.approx(sum(tuned) / 3 - sum(tickets) / 3, abs=1e-12)
     assert store.read_result("claims.json") == record
+    assert EventAccumulator(str(store.path / "claims")).Reload().Tags()["tensors"] == ["claims/text_summary"]
 
     # a run knows its claims; what is measured is not trained again
     before = {path: path.stat().st_mtime_ns for path in machine.runs.rglob("metrics.json")}

@@ -174,21 +174,38 @@ def write_fusion(folder: Path, record: Mapping[str, Any]) -> None:
                 writer.add_scalar(f"fusion_error/{name}", error, units)
         for index, stage in enumerate(record["stages"]):
             writer.add_scalar(f"fusion_accuracy/{stage['stage']}", stage["test_accuracy"], index)
-        rows = [f"| {name} | {record['widths'][name]} |" for name in record["widths"]]
-        writer.add_text("widths", "\n".join(["| layer | units |", "|---|---|", *rows]))
+        writer.add_text("widths", _table([{"layer": name, "units": units} for name, units in record["widths"].items()]))
+
+
+def write_table(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, bytes]) -> None:
+    """Rows as a table, beside figures, as PNG."""
+    with _fresh(folder) as writer:
+        writer.add_text(name, _table(rows))
+        _add_pictures(writer, pictures)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown; columns in the order of the first row."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, ["---"] * len(names), *([str(row.get(name, "")) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> None:
     """Figures, as PNG, under their names."""
     with _fresh(folder) as writer:
-        for name, content in pictures.items():
-            writer.add_image(name, _pixels(content), dataformats="HWC")
+        _add_pictures(writer, pictures)
+
+
+def _add_pictures(writer: SummaryWriter, pictures: Mapping[str, bytes]) -> None:
+    for name, content in pictures.items():
+        writer.add_image(name, _pixels(content), dataformats="HWC")
 
 
 def write_curves(folder: Path, curves: Mapping[str, Mapping[int, float]], pictures: Mapping[str, bytes]) -> None:
     """Named curves, step → value each, beside figures, as PNG."""
-    write_pictures(folder, pictures)
-    with SummaryWriter(str(folder)) as writer:
+    with _fresh(folder) as writer:
+        _add_pictures(writer, pictures)
         for name, curve in curves.items():
             for step, value in curve.items():
                 writer.add_scalar(name, value, step)

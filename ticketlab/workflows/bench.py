@@ -67,6 +67,10 @@ class Contender:
     judged: Judged | None = None
 
 
+SHOWN = ("network", "runtime", "dtype", "batch", "latency_us_median", "bytes", "macs", "effective_macs")
+"""Of each row, what TensorBoard shows."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """What was measured; `networks` and `rows` are what `--json` prints."""
@@ -122,12 +126,14 @@ def bench(shipments: Sequence[Shipment], root: Path, places: Places, out: Path) 
 
 def _write(networks: Sequence[Any], rows: Sequence[Any], said: Sequence[str], out: Path) -> list[Path]:
     from ticketlab.figures import encode, latency_bars
+    from ticketlab.runs.tensorboard import write_table
 
     store, found = RunStore(out), encode(latency_bars(rows))
     try:
         store.write_result(BENCHED, {"networks": networks, "rows": rows, "verdicts": said, **environment()})
         for kind, content in found.items():
             store.write_file(f"bench.{kind}", content)
+        write_table(out, "bench", [{name: row[name] for name in SHOWN} for row in rows], {"bench": found["png"]})
     except OSError as error:
         raise FailedRun(f"{out}: cannot be written ({error.strerror or error})") from error
     return [out / BENCHED, *(out / f"bench.{kind}" for kind in found)]

@@ -33,6 +33,10 @@ ACCURACY_LOSS = 0.005
 """How much validation accuracy it may lose."""
 
 
+SHOWN = ("network", "format", "precision", "bytes", "top1_agreement", "test_accuracy", "accepted", "reason")
+"""Of each file, what TensorBoard shows."""
+
+
 @dataclass(frozen=True)
 class Judged:
     """How a file answers beside the network that it was made from; shares of 1."""
@@ -88,7 +92,12 @@ def _keep(folder: Path, given: Shipment, record: dict[str, Any]) -> None:
     known = read_json(path)["files"] if path.exists() else []
     name = record["path"].removesuffix(REJECTED)
     others = [other for other in known if other["path"].removesuffix(REJECTED) != name]
-    write_json(path, {"files": [*others, {"network": given.network.name, **record}]})
+    files = [*others, {"network": given.network.name, **record}]
+    write_json(path, {"files": files})
+    if given.store.path.resolve() in folder.resolve().parents:  # elsewhere the files are on their way to a device
+        from ticketlab.runs.tensorboard import write_table
+
+        write_table(folder, "exports", [{name: one[name] for name in SHOWN} for one in files], {})
 
 
 def check(network: Network, wanted: Sequence[tuple[str, Precision]]) -> None:

@@ -8,7 +8,16 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from ticketlab.claims import Bounds, Values, measured, seeds_to_decide, terms, verdict
+from ticketlab.claims import (
+    Bounds,
+    Values,
+    expected_in_words,
+    measured,
+    measured_in_words,
+    seeds_to_decide,
+    terms,
+    verdict,
+)
 from ticketlab.errors import RecipeError, RunError, TicketlabError
 from ticketlab.pruning.controls import controls
 from ticketlab.pruning.criteria import criteria
@@ -107,7 +116,25 @@ def verify_run(
             "claims": [_judged(claim, partial(_values, plans, stores, claim)) for claim in claims],
         }
         own.write_result(CLAIMS, record)
+        _show(own, record)
     yield record
+
+
+def _show(store: RunStore, record: Mapping[str, Any]) -> None:
+    """Claims and verdicts, in TensorBoard."""
+    from ticketlab.runs.tensorboard import write_table
+
+    rows = [
+        {
+            "claim": one["claim"],
+            "expected": expected_in_words(one),
+            "measured": measured_in_words(one),
+            "n": one["measured"]["n"] if one["measured"] else 0,
+            "verdict": one["verdict"],
+        }
+        for one in record["claims"]
+    ]
+    write_table(store.path / "claims", "claims", rows, {})
 
 
 def _beside(
