@@ -76,6 +76,8 @@ def test_runs_are_found_by_name_prefix_and_path(runs):
     assert find_run(runs, str(runs / "lenet-bbbbbb")).name == "lenet-bbbbbb"
     with pytest.raises(RunError, match="fits several runs, name one:\nlenet-aaaaaa\nlenet-bbbbbb"):
         find_run(runs, "lenet")
+    with pytest.raises(RunError, match="the name of a run is empty"):
+        find_run(runs, "")
     with pytest.raises(RunError, match="did you mean 'conv-cccccc'"):
         find_run(runs, "konv-cccccc")
 

@@ -35,6 +35,8 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
         if not runs:
             raise RunError(f"no runs in {root}; make one with: ticketlab prune recipes/lenet_mnist.yaml")
         return (asked_for(runs) or runs)[-1]
+    if not name.strip():
+        raise RunError("the name of a run is empty; ticketlab runs ls names those that are there")
     if is_path_of_run(name):
         return RunStore(Path(name))
     runs = _known(root, kind)
