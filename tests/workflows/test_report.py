@@ -57,13 +57,17 @@ def test_what_an_earlier_page_left_goes_and_nothing_else(pruned, tmp_path):
     store, machine = pruned("pruning.levels=1")
     own, mine = store.path / "report", tmp_path / "mine"
     report_runs(machine.runs, [], None, mine)
-    for folder, is_removed in ((own, False), (own, True), (mine, False)):  # at first there is no page of ours in own
+    for folder, is_removed in ((own, False), (own, True), (mine, True)):  # at first there is no page of ours in own
         stale = folder / "figures" / "run-3-accuracy.png"
         stale.parent.mkdir(parents=True, exist_ok=True)
         stale.touch()
         report_runs(machine.runs, [], None, None if folder is own else mine)
         assert stale.exists() != is_removed
         assert (folder / "figures" / "accuracy.png").exists() and (folder / "data" / "levels.csv").exists()
+    (mine / "index.html").write_text("<title>somebody's own page</title>")
+    with pytest.raises(RunError, match=r"index\.html: was not written by ticketlab report; name another folder"):
+        report_runs(machine.runs, [], None, mine)
+    assert (mine / "index.html").read_text() == "<title>somebody's own page</title>"
 
 
 def test_without_a_name_the_newest_run_with_something_to_show_is_meant(pruned, make_run):
