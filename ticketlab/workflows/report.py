@@ -62,10 +62,10 @@ def report_runs(root: Path, names: Sequence[str], against: str | None, out: Path
     if against is not None and len(stores) == 1:
         raise RunError(f"--against {against}: there is only {stores[0].path}; name the runs to compare")
     folder = out or (stores[0].path if len(stores) == 1 else root) / "report"
-    page = _page(stores, against)
     is_ours = is_page(folder / PAGE)
     if (folder / PAGE).exists() and not is_ours:
         raise RunError(f"{folder / PAGE}: was not written by ticketlab report; name another folder with --out")
+    page = _page(stores, against)
     with _writing(folder):
         content = html(page, _write_beside(page, folder, is_ours)).encode()
         RunStore(folder).write_file(PAGE, content)
