@@ -9,7 +9,7 @@ from typing import Any
 
 from ticketlab.errors import RunError
 from ticketlab.listing import line
-from ticketlab.recipe import dotted
+from ticketlab.recipe import dotted, not_common
 from ticketlab.recipe_file import read_recipe
 from ticketlab.report import SAME_DENSITY, Estimate, estimate, run_levels, whole
 from ticketlab.runs.results import REQUEST
@@ -102,8 +102,7 @@ def _settings(store: RunStore) -> dict[str, Any]:
 
 
 def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
-    names = dict.fromkeys([*one, *other])
-    return [Change(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]
+    return [Change(name, one.get(name), other.get(name)) for name in not_common([one, other])]
 
 
 def _are_equal(one: Sequence[Level], other: Sequence[Level]) -> bool:

@@ -15,6 +15,7 @@ from ticketlab.registry import did_you_mean
 from ticketlab.report import sparsest, state, summarise
 from ticketlab.runs.results import FEDERATED, FUSED
 from ticketlab.runs.store import RunStore
+from ticketlab.runs.whole import outdated
 
 WHERE = re.compile(r"\s*(\w+)\s*(<=|>=|!=|==|=|<|>)\s*(.+?)\s*")
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {
@@ -64,7 +65,7 @@ def line(store: RunStore) -> tuple[Line, str | None]:
     except TicketlabError as error:
         return known, str(error)
     except (KeyError, TypeError) as error:
-        return known, f"{store.path}: a record in it is not as this version writes it ({type(error).__name__}: {error})"
+        return known, str(outdated(str(store.path), error))
 
 
 def _results(store: RunStore) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ticketlab.figures import methods_side_by_side
 from ticketlab.page.blocks import Page, Picture, Section, Table, Text
 from ticketlab.page.pruning import pruning_page
 from ticketlab.page.words import interval, plain, points
-from ticketlab.recipe import dotted
+from ticketlab.recipe import dotted, not_common
 from ticketlab.recipe_file import read_recipe
 from ticketlab.runs.store import RunStore
 from ticketlab.words import counted
@@ -104,12 +104,8 @@ def _against(comparison: Comparison, method: str, density: float) -> str:
 def _differences(stores: Sequence[RunStore]) -> Table | Text:
     """Fields of the recipes that are not the same in all."""
     recipes = [dotted(read_recipe(store.witness).recipe.model_dump(mode="json")) for store in stores]
-    names = dict.fromkeys(name for recipe in recipes for name in recipe if name != "claims")
-    rows = [
-        (name, *(plain(recipe.get(name)) for recipe in recipes))
-        for name in names
-        if len({plain(recipe.get(name)) for recipe in recipes}) > 1
-    ]
+    names = [name for name in not_common(recipes) if name != "claims"]
+    rows = [(name, *(plain(recipe.get(name)) for recipe in recipes)) for name in names]
     if not rows:
         return Text("Nothing: the recipes are the same.")
     return Table("recipes", "Fields that are not the same in all recipes", ("field", *(s.name for s in stores)), rows)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ticketlab.errors import RunError
-from ticketlab.recipe import dotted
+from ticketlab.recipe import dotted, not_common
 from ticketlab.registry import did_you_mean
 from ticketlab.runs.store import MANIFEST, RunStore
 
@@ -51,22 +51,13 @@ def find_run(root: Path, name: str | None, kind: str | None = None) -> RunStore:
 
 def _known(root: Path, kind: str | None) -> list[RunStore]:
     """Runs of a kind and damaged ones: who names a damaged run is told so, and gets no other in its place."""
-    return [run for run in list_runs(root) if kind is None or is_kind(run, kind) or not _is_readable(run)]
-
-
-def _is_readable(run: RunStore) -> bool:
-    try:
-        run.read_manifest()
-    except RunError:
-        return False
-    return True
+    return [run for run in list_runs(root) if kind is None or is_kind(run, kind, if_damaged=True)]
 
 
 def _told_apart(runs: Sequence[RunStore]) -> list[str]:
     """The name of each run with the settings that not all of them have."""
     settings = [_settings(run) for run in runs]
-    fields = [name for name in dict.fromkeys(name for one in settings for name in one)
-              if len({str(one.get(name)) for one in settings}) > 1]  # fmt: skip
+    fields = not_common(settings)
     lines = []
     for run, one in zip(runs, settings, strict=True):
         told = [f"{name}={one[name]}" for name in fields if name in one]
@@ -134,12 +125,12 @@ def _no_run(root: Path, name: str, known: Sequence[RunStore]) -> RunError:
     return RunError(f"no run '{name}' in {root}" + (did_you_mean(name, [run.name for run in known]) if known else ""))
 
 
-def is_kind(run: RunStore, kind: str) -> bool:
-    """Whether a run is of a kind; a damaged one is of none, and hides no other."""
+def is_kind(run: RunStore, kind: str, if_damaged: bool = False) -> bool:
+    """Whether a run is of a kind; a damaged one is of none, and hides no other, unless asked for by name."""
     try:
         return run.kind == kind
     except RunError:
-        return False
+        return if_damaged
 
 
 def remove_run(run: RunStore) -> None:

@@ -48,6 +48,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def outdated(paths: str, error: Exception) -> RunError:
+    """The error for a record that lacks what this version looks for, with the way out."""
+    return RunError(
+        f"{paths}: a record in it is not as this version of ticketlab writes it ({type(error).__name__}: {error}); "
+        "the command that made it makes it again"
+    )
+
+
 def damaged(path: Path, reason: str) -> RunError:
     """The error for a file that cannot be used, with the way out."""
     return RunError(

@@ -16,6 +16,7 @@ from ticketlab.runs.find import asked_for, find_run, find_runs, list_runs, prune
 from ticketlab.runs.results import OF_KIND
 from ticketlab.runs.rows import write_csv
 from ticketlab.runs.store import RunStore
+from ticketlab.runs.whole import outdated
 
 PAGE, FIGURES, DATA = "index.html", "figures", "data"
 """A page and the folders beside it."""
@@ -134,11 +135,7 @@ def _page(stores: Sequence[RunStore], against: str | None) -> Page:
     try:
         return side_by_side(stores, against) if len(stores) > 1 else pages[stores[0].kind](stores[0])
     except (KeyError, TypeError) as error:
-        paths = ", ".join(str(store.path) for store in stores)
-        raise RunError(
-            f"{paths}: a record in it is not as this version of ticketlab writes it ({type(error).__name__}: {error}); "
-            "the command that made it makes it again"
-        ) from error
+        raise outdated(", ".join(str(store.path) for store in stores), error) from error
 
 
 def _write_beside(page: Page, folder: Path, is_ours: bool) -> dict[str, bytes]:
