@@ -60,11 +60,20 @@ def test_overlaps_stand_beside_chance_and_say_what_they_are_of():
     assert axes.get_ylabel().startswith("channels that both keep") and "5 replicates" in axes.get_title()
 
 
-def test_pixels_say_of_how_many_weights_and_of_which_density():
-    figure = run_figures.input_pixels({1: np.full((8, 8), 0.5)}, {1: 0.8}, 300)
-    assert "% of 300 (replicate 1)" in figure.get_suptitle().replace("\n", " ")
+def test_pixels_are_in_units_of_their_mean_and_say_of_how_many_weights():
+    shares = np.full((8, 8), 0.2)
+    shares[0] = 0.0
+    shares[1] = 0.4
+    figure = run_figures.input_pixels({1: shares}, {1: 0.8}, 300)
+    assert "which of the 300 weights at each input pixel" in figure.get_suptitle().replace("\n", " ")
     assert figure.axes[0].get_title() == "level 1: 80 %"
-    assert np.asarray(figure.axes[0].get_images()[0].get_array()).max() == 50
+    seen = np.asarray(figure.axes[0].get_images()[0].get_array())
+    assert seen[:3, 0].tolist() == pytest.approx([0, 2, 1])
+
+
+def test_an_empty_first_layer_has_a_picture_too():
+    figure = run_figures.input_pixels({1: np.zeros((8, 8))}, {1: 0.0}, 300)
+    assert not np.asarray(figure.axes[0].get_images()[0].get_array()).any()
 
 
 def test_only_some_of_many_levels_are_drawn_the_first_and_the_last_among_them():

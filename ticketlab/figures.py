@@ -24,6 +24,8 @@ from ticketlab.pruning.early_bird import window_distance
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Okabe & Ito's palette."""
+DPI = 150
+"""Of a PNG."""
 SHOWN = (
     "greedy + least squares, curves, refit, distilled", "greedy + least squares, curves, refit",
     "greedy + least squares, curves", "greedy + least squares", "l1 + fold", "in out + neuron merging", "l1 + drop",
@@ -33,16 +35,18 @@ SHOWN = (
 def encode(figure: Figure, *kinds: str) -> dict[str, bytes]:
     """A figure as PNG and SVG, or in the kinds named: the same bytes for the same figure, text in an SVG as text."""
     FigureCanvasAgg(figure)
-    # a figure that is laid out fits already, and need not be laid out anew for its second kind
-    bounds = "tight" if figure.get_layout_engine() is None else None
+    engine = figure.get_layout_engine()
+    if engine is not None:  # laid out once it fits; with its engine it would be laid out and drawn anew for every kind
+        figure.set_dpi(DPI)
+        engine.execute(figure)
+        figure.set_layout_engine(None)
     found = {}
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ticketlab"}):
         for kind in kinds or ("png", "svg"):
             content = io.BytesIO()
             told = {"Date": None} if kind == "svg" else {}
-            figure.savefig(content, format=kind, dpi=150, bbox_inches=bounds, metadata=told)
+            figure.savefig(content, format=kind, dpi=DPI, bbox_inches=None if engine else "tight", metadata=told)
             found[kind] = content.getvalue()
-            figure.set_layout_engine("none")
     return found
 
 

@@ -18,6 +18,8 @@ from ticketlab.runs.store import Level
 SHADES = colormaps["viridis"]
 MOST_PICTURES = 8
 """Levels that are shown as pictures: the first, the last, and some between."""
+MOST = 3.0
+"""Where the colours of the picture of inputs end, in units of the mean over pixels."""
 
 
 def some(levels: Sequence[int], most: int = MOST_PICTURES) -> list[int]:
@@ -91,10 +93,10 @@ def _mean_curves(levels: Sequence[Level]) -> tuple[list[float], dict[str, list[f
 
 
 def input_pixels(shares: Mapping[int, NDArray[np.float64]], densities: Mapping[int, float], weights: int) -> Figure:
-    """Which inputs a ticket looks at: of each pixel, the share of its weights into the first layer that remain.
+    """Which inputs a ticket looks at: how many weights remain at each pixel, in units of the mean over pixels.
 
     Args:
-        shares: Level → shares, (height, width), of one replicate.
+        shares: Level → share of a pixel's weights into the first layer that remains, (height, width), of one replicate.
         densities: Of the levels.
         weights: Of a pixel: units of the first layer, times colours.
     """
@@ -104,16 +106,15 @@ def input_pixels(shares: Mapping[int, NDArray[np.float64]], densities: Mapping[i
     figure = Figure(figsize=(max(3.8, 1.75 * columns + 0.9), 2.0 * rows + 0.8), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes, level in zip(panels.flat, shown, strict=False):
-        drawn = axes.imshow(100 * shares[level], cmap="viridis", vmin=0)
+        drawn = axes.imshow(shares[level] / (shares[level].mean() or 1.0), cmap="viridis", vmin=0, vmax=MOST)
         axes.set_title(f"level {level}: {100 * densities[level]:.3g} %", fontsize=9)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        figure.colorbar(drawn, ax=axes, shrink=0.75).ax.tick_params(labelsize=7)
-    for axes in panels.flat[len(shown) :]:
+    for axes in panels.flat:
         axes.set_axis_off()
+    is_over = any((shares[level] > MOST * shares[level].mean()).any() for level in shown)
+    figure.colorbar(drawn, ax=panels, shrink=0.75, extend="max" if is_over else "neither", label="× the mean pixel")
     figure.suptitle(
-        f"first layer: weights that remain at each input\npixel, % of {weights} (replicate 1); above each:\n"
-        "density of the whole network",
+        f"first layer: which of the {weights} weights at each\ninput pixel remain (replicate 1); a random mask\n"
+        "would be near 1; above each: density of the network",
         fontsize=10,
     )
     return figure

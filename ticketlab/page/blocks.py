@@ -91,9 +91,12 @@ class Page:
         return drawn | {table.name: [flat(row) for row in table.records()] for table in self.tables}
 
 
-def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A row with the fields of its mappings as columns: `{"a": {"b": 1}}` as `{"a_b": 1}`."""
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the fields of its dictionaries as columns: `{"a": {"b": 1}}` as `{"a_b": 1}`."""
     found: dict[str, Any] = {}
     for name, value in row.items():
-        found |= flat(value, f"{prefix}{name}_") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        if isinstance(value, dict):
+            found.update({f"{name}_{inner}": plain for inner, plain in flat(value).items()})
+        else:
+            found[name] = value
     return found

@@ -63,10 +63,11 @@ def masks(facts: Facts) -> Iterator[Block]:
         else:
             yield Picture(
                 "pixels",
-                f"Which inputs the ticket looks at: of each pixel's weights into {name}, the share that remains",
+                f"Which inputs the ticket looks at: how many of each pixel's weights into {name} remain, in units of "
+                "the mean over pixels",
                 "Pixels in the middle of the picture keep more weights than those at its edge."
                 if _is_central(last)
-                else "Share of weights that remain at each input pixel.",
+                else "Weights that remain at each input pixel.",
                 run_figures.input_pixels(drawn, facts.densities, layer.numel() // last.size),
             )
     yield from _overlaps(facts)

@@ -45,8 +45,11 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as a table; columns in the order of the first row, values that are no plain ones as JSON."""
     text = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, names)
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in row.items()})
+    writer = csv.writer(text)
+    writer.writerow(names)
+    writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
     write_bytes(path, text.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, (dict, list)) else value

@@ -88,11 +88,20 @@ def _newest(root: Path) -> RunStore:
 
 
 def _is_shown(store: RunStore) -> bool:
-    """Whether a run has come to something; a damaged one has not."""
+    """Whether a run has a page to come; a damaged one has not."""
     try:
-        return bool(run_levels(store)) if store.kind == "prune" else store.has_result(OF_KIND[store.kind])
+        if store.kind == "prune":
+            run_levels(store)
+        return _has_content(store)
     except (RunError, KeyError):
         return False
+
+
+def _has_content(store: RunStore) -> bool:
+    """Whether a run has come to something."""
+    if store.kind == "prune":
+        return any(store.has_level(replicate, 0) for replicate in store.replicates())
+    return store.has_result(OF_KIND[store.kind])
 
 
 def _pruning_runs(root: Path, names: Sequence[str]) -> list[RunStore]:
@@ -128,9 +137,7 @@ def _page(stores: Sequence[RunStore], against: str | None) -> Page:
     for store in stores:
         if store.kind not in pages:
             raise RunError(f"{store.path}: was made by ticketlab {store.kind}, which has no page")
-        if store.kind == "prune":
-            run_levels(store)  # says of a damaged one what is wrong
-        if not _is_shown(store):
+        if not _has_content(store):
             raise RunError(f"{store.path}: has nothing to show yet; the same command goes on with it")
     try:
         return side_by_side(stores, against) if len(stores) > 1 else pages[stores[0].kind](stores[0])
