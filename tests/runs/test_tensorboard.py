@@ -8,7 +8,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ticketlab.runs.store import Level
-from ticketlab.runs.tensorboard import LAYOUT, FederationEvents, LevelEvents, log_level, write_run_summary, write_table
+from ticketlab.runs.tensorboard import LAYOUT, FederationEvents, LevelEvents, RunEvents, log_level, write_table
 
 
 def level(index, share):
@@ -96,7 +96,9 @@ def test_the_run_summary_is_one_run_with_recipe_hparams_and_margin(tmp_path):
     dense = {"density": 1.0, "mean": 0.97, "lowest": 0.96, "highest": 0.98, "overlap": None, "by_chance": 1.0}
     rows = [dense, {**dense, "density": 0.5, "overlap": 0.625, "by_chance": 0.55}]
     for _ in range(2):  # written again when a run is extended
-        write_run_summary(tmp_path, "method: imp\n", {"train.lr": 0.1, "method": "imp"}, rows)
+        with RunEvents(tmp_path, "method: imp\n", {"train.lr": 0.1, "method": "imp"}) as events:
+            for number, row in enumerate(rows):
+                events.level(number, row)
     assert len(list(tmp_path.iterdir())) == 1
     found = read(tmp_path)
     tags = found.Tags()
@@ -115,7 +117,8 @@ def test_every_chart_of_the_layout_has_what_it_shows(tmp_path):
         events.scalars("sign_flip_rate", {"fc.weight": 0.5}, 1)
     log_level(tmp_path, level(1, 0.5), mask, mask)
     row = {"density": 0.5, "mean": 0.9, "lowest": 0.8, "highest": 1.0, "overlap": 0.5, "by_chance": 0.5}
-    write_run_summary(tmp_path / "run", "", {}, [row])
+    with RunEvents(tmp_path / "run", "", {}) as events:
+        events.level(0, row)
     tags = {*read(tmp_path).Tags()["scalars"], *read(tmp_path / "run").Tags()["scalars"]}
     shown = {
         name: {tag for pattern in patterns for tag in tags if re.match(f"{pattern}$", tag)}

@@ -13,7 +13,7 @@ from ticketlab.errors import FailedRun, Interrupted, RunError, TicketlabError
 from ticketlab.recipe_file import read_recipe
 from ticketlab.report import run_levels, run_report
 from ticketlab.runs.store import Level
-from ticketlab.workflows.run import Machine, Started, choose_device, flat_settings, prune_run
+from ticketlab.workflows.run import Machine, Started, choose_device, prune_run
 from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.workers import Died, run_processes
 
@@ -55,13 +55,6 @@ def test_recipe_and_layout_are_in_tensorboard_while_the_run_goes_on(tiny, machin
         "hparams", "custom_scalars", "text",
     }  # fmt: skip
     events.close()
-
-
-def test_hyper_parameters_are_those_of_the_method(tiny):
-    settings = flat_settings(tiny("watch=[sign_flips]").recipe)
-    assert settings["train.optimizer"] == "adam" and settings["watch"] == "sign_flips" and settings["seed"] == 0
-    assert not [name for name in settings if name.startswith(("early_bird", "schedule", "federate", "claims"))]
-    assert flat_settings(tiny("federate.rounds=7").recipe)["federate.rounds"] == 7
 
 
 def test_replicates_in_processes_equal_those_in_this_one(tiny, machine, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -47,9 +46,7 @@ class Events:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._writer.close()
 
 
@@ -140,30 +137,37 @@ def _fresh(folder: Path) -> SummaryWriter:
     return SummaryWriter(str(folder))
 
 
-def write_run_summary(
-    folder: Path, recipe_text: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> None:
-    """The run as a whole in its own folder: recipe, hyper-parameters, and accuracy against level.
+class RunEvents(Events):
+    """A run as a whole in its own folder: recipe, hyper-parameters, accuracy against level; earlier ones are dropped.
 
     Args:
         settings: Hyper-parameters by dotted name; values of text, number or truth.
-        rows: One for each level: density, mean, lowest, highest (test accuracy over replicates), overlap, the share
-            of weights that two replicates both keep, or None, and by_chance, that of random masks.
     """
-    with _fresh(folder) as writer:
-        writer.add_text("recipe", "```yaml\n" + recipe_text + "```")
-        writer.add_custom_scalars(LAYOUT)
-        for level, row in enumerate(rows):
-            for tag in MARGIN:
-                writer.add_scalar(tag, row[tag.rpartition("/")[2]], level)
-            writer.add_scalar("density/all", row["density"], level)
-            if row["overlap"] is not None:
-                writer.add_scalar("overlap/between_replicates", row["overlap"], level)
-                writer.add_scalar("overlap/by_chance", row["by_chance"], level)
+
+    def __init__(self, folder: Path, recipe_text: str, settings: Mapping[str, Any]) -> None:
+        super().__init__(_fresh(folder))
+        self._writer.add_text("recipe", "```yaml\n" + recipe_text + "```")
+        self._writer.add_custom_scalars(LAYOUT)
         # the public add_hparams() would open a second run beside this one
-        assert writer.file_writer is not None
+        assert self._writer.file_writer is not None
         for record in hparams(dict(settings), dict.fromkeys((MARGIN[0], "density/all"), 0.0)):
-            writer.file_writer.add_summary(record)
+            self._writer.file_writer.add_summary(record)
+        self._writer.flush()
+
+    def level(self, level: int, row: Mapping[str, Any]) -> None:
+        """A level that all replicates have finished.
+
+        Args:
+            row: Density; mean, lowest, highest test accuracy over replicates; overlap, the share of weights that two
+                replicates both keep, or None; by_chance, that of random masks.
+        """
+        for tag in MARGIN:
+            self._writer.add_scalar(tag, row[tag.rpartition("/")[2]], level)
+        self._writer.add_scalar("density/all", row["density"], level)
+        if row["overlap"] is not None:
+            self._writer.add_scalar("overlap/between_replicates", row["overlap"], level)
+            self._writer.add_scalar("overlap/by_chance", row["by_chance"], level)
+        self._writer.flush()
 
 
 def write_fusion(folder: Path, record: Mapping[str, Any]) -> None:

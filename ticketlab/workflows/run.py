@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,8 @@ import torch
 
 from ticketlab.data.files import Places
 from ticketlab.errors import FailedRun, Interrupted, TicketlabError
-from ticketlab.pruning.overlap import between_replicates, by_chance
-from ticketlab.recipe import Recipe, Section, dotted
+from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import RecipeFile, read_recipe, recipe_yaml
-from ticketlab.report import Row, run_levels, summarise
 from ticketlab.runs.manifest import check_same, environment, now
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import digest
@@ -28,6 +26,7 @@ from ticketlab.workflows.early_bird import early_bird_replicate
 from ticketlab.workflows.plan import Load, Plan, check_recipe, load_data, make_plan, user_files
 from ticketlab.workflows.prune import prune_replicate
 from ticketlab.workflows.ray_engine import check_ray
+from ticketlab.workflows.summary import Summary, common_levels
 from ticketlab.workflows.ticket_source import TicketSource, find_source
 from ticketlab.workflows.train_level import Notice, Seen, Settings
 from ticketlab.workflows.transfer import transfer_plan, transfer_replicate
@@ -107,35 +106,31 @@ def prune_run(
     replicates = list(range(1, plan.recipe.replicates + 1))
     workers = machine.workers_for(len(replicates), device)
 
-    def is_common(level: int) -> bool:
-        return all(store.has_level(replicate, level) for replicate in replicates)
-
     with store.lock():
         with told(store):
             facts = run_facts(plan, device, machine.threads) | ({"budgets": budgets} if budgets else {})
             warnings = check_run(store, facts)
-            seen = set(filter(is_common, range(plan.recipe.pruning.levels + 1)))
-            if budgets or not _is_done(store, plan, seen):
+            is_done = not budgets and _is_done(store, plan)
+            if not is_done:
                 begin_run(store, plan.recipe, facts)
-                write_summary(store, plan.recipe)
         yield from (Notice(text) for text in warnings)
-        yield Started(store, plan, str(device), workers)
-        with outcome(store):
+        with outcome(store), nullcontext() if is_done else Summary(store, plan.recipe) as summary:
+            yield Started(store, plan, str(device), workers)
             # the plan's recipe names the stand-in where one is used, so that workers use it too
             body = partial(train_replicate, plan.file, machine, store.path, str(device))
             jobs = {replicate: f"replicate {replicate}" for replicate in replicates}
             for event in run_jobs(body, jobs, workers, should_stop, machine.engine, store.witness):
                 yield death_notice(event) if isinstance(event, Died) else cast(Event, event)
-                if isinstance(event, Level) and event.level not in seen and is_common(event.level):
-                    seen.add(event.level)
-                    write_summary(store, plan.recipe)
+                if summary and isinstance(event, Level):
+                    summary.update()
 
 
-def _is_done(store: RunStore, plan: Plan, levels: Collection[int]) -> bool:
+def _is_done(store: RunStore, plan: Plan) -> bool:
     """Whether nothing is to be trained or written: then a run stays as old as it is."""
     manifest = store.read_manifest()
     is_asked_for = not manifest.get("derived_from") or plan.file.derived_from
-    if manifest.get("state") != "finished" or len(levels) <= plan.recipe.pruning.levels or not is_asked_for:
+    is_whole = common_levels(store, plan.recipe) > plan.recipe.pruning.levels
+    if manifest.get("state") != "finished" or not is_whole or not is_asked_for:
         return False
     kept = read_recipe(store.witness).recipe
     return _grown(plan.recipe, kept) == kept
@@ -284,42 +279,3 @@ def _disk_error(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{what}: no space left on the disk; free some and run the same command, it resumes"
     return f"{what}: {error.strerror or error}; mend it and run the same command, it resumes"
-
-
-def write_summary(store: RunStore, recipe: Recipe) -> None:
-    """The run as a whole for TensorBoard: levels that every replicate has finished."""
-    from ticketlab.runs.tensorboard import write_run_summary
-
-    whole = len(store.replicates())
-    rows = [_summary(store, row) for row in summarise(run_levels(store)) if row.test_accuracy.n == whole]
-    write_run_summary(store.path, recipe_yaml(recipe), flat_settings(recipe), rows)
-
-
-def _summary(store: RunStore, row: Row) -> dict[str, Any]:
-    """A level over its replicates, with what their masks have in common."""
-    tickets = [store.read_ticket(replicate, row.level) for replicate in store.replicates()] if row.level else []
-    masks = [ticket.mask for ticket in tickets if ticket is not None]
-    overlap = between_replicates(masks)
-    return {
-        "density": row.density,
-        "mean": row.test_accuracy.mean,
-        "lowest": row.lowest,
-        "highest": row.highest,
-        "overlap": overlap,
-        "by_chance": None if overlap is None else by_chance(masks),
-    }
-
-
-def flat_settings(recipe: Recipe) -> dict[str, str | float | int | bool]:
-    """The recipe as dotted names and plain values, for TensorBoard's table of hyper-parameters.
-
-    Sections that are left as they are belong to other methods or commands.
-    """
-    left = {name for name, field in Recipe.model_fields.items() if getattr(recipe, name) == field.default}
-    sections = {name for name in left if isinstance(getattr(recipe, name), Section)}
-    settings = dotted(recipe.model_dump(mode="json", exclude={"claims", *sections}))
-    return {
-        name: ", ".join(map(str, value)) if isinstance(value, list) else value
-        for name, value in settings.items()
-        if value not in (None, [])
-    }

@@ -25,8 +25,8 @@ from ticketlab.workflows.run import (
     stand_in_notice,
     told,
     train_replicate,
-    write_summary,
 )
+from ticketlab.workflows.summary import Summary
 from ticketlab.workflows.sweep_points import Point, check_points
 from ticketlab.workflows.train_level import Notice, Seen
 from ticketlab.workflows.workers import Died, run_jobs
@@ -181,5 +181,6 @@ def _end(standing: Progressing, ready: Sequence[Ready], event: Ended) -> None:
     store = ready[event.point].store
     if not standing.missing[event.point]:
         if event.point not in standing.errors:
-            write_summary(store, ready[event.point].file.recipe)
+            with Summary(store, ready[event.point].file.recipe):
+                pass  # all levels are there
         store.set_state(standing.state(event.point))
