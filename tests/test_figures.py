@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 
-from ticketlab.figures import encode, mask_distances
+from ticketlab.figures import encode, mask_distances, plain_log_axis
 
 RECORD = {
     "measure": "chance", "epsilon": 0.3, "window": 3, "total_steps": 50, "steps": [10, 20, 30, 40],
@@ -26,3 +28,15 @@ def test_the_draw_and_the_window_are_marked():
     assert sorted(list(line.get_xdata()) for line in heat.lines) == [[0, 1], [40, 40]]
     assert settling.lines[0].get_xydata().tolist() == [[30, 0.6], [40, 0.2]]
     assert set(encode(figure)) == {"png", "svg"}
+
+
+@pytest.mark.parametrize("low, high, least", [(64, 100, 4), (30, 100, 3), (3, 100, 4), (0.1, 100, 5)])
+def test_a_logarithmic_axis_has_some_numbers_whatever_its_span(low, high, least):
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([low, high], [1, 2])
+    plain_log_axis(axes)
+    left, right = axes.get_xlim()
+    shown = [place for place in axes.xaxis.get_majorticklocs() if left <= place <= right]
+    assert least <= len(shown) <= 10
+    assert all(axes.xaxis.get_major_formatter()(place).replace(".", "").isdigit() for place in shown)

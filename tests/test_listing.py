@@ -54,6 +54,7 @@ def test_a_run_is_listed_with_its_sparsest_common_level(make_run):
 
 def test_the_largest_stands_last_and_what_is_unknown_first():
     assert ordered(LINES, "test_accuracy") == [BROKEN, SPARSE, DENSE, EARLY]
+    assert ordered(LINES, "-test_accuracy") == [BROKEN, EARLY, DENSE, SPARSE]
     assert ordered(LINES, None) == LINES
     with pytest.raises(TicketlabError, match=r"--sort accuracy: no such field; did you mean 'test_accuracy'\?"):
         ordered(LINES, "accuracy")

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -261,10 +261,14 @@ def methods_side_by_side(comparisons: Sequence[Comparison]) -> Figure:
 
 
 def plain_log_axis(axes: Axes, which: Literal["x", "y"] = "x") -> None:
-    """Logarithmic, with few plain numbers."""
+    """Logarithmic, with few plain numbers; after the curves are drawn, whose span decides which numbers."""
     scale, axis = (axes.set_xscale, axes.xaxis) if which == "x" else (axes.set_yscale, axes.yaxis)
     scale("log")
-    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=8))
+    low, high = sorted(axis.get_view_interval())
+    is_short = high < 5 * low  # 1, 2, 5 would be one or two
+    axis.set_major_locator(
+        MaxNLocator(6, steps=[1, 2, 5, 10]) if is_short else LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=8)
+    )
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

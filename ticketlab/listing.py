@@ -138,11 +138,15 @@ def _value(name: str, text: str, condition: str) -> str | float:
 
 
 def ordered(lines: Sequence[Line], by: str | None) -> list[Line]:
-    """Lines with the largest value of a field last, those without one first; as they come where no field is named."""
+    """Lines with the largest value of a field last, or of `-FIELD` the smallest; those without one come first.
+
+    As they come where no field is named.
+    """
     if by is None:
         return list(lines)
-    if by not in FIELDS:
-        raise TicketlabError(f"--sort {by}: no such field{did_you_mean(by, FIELDS)}")
-    known = [one for one in lines if getattr(one, by) is not None]
-    unknown = [one for one in lines if getattr(one, by) is None]
-    return unknown + sorted(known, key=lambda one: getattr(one, by))
+    name = by.removeprefix("-")
+    if name not in FIELDS:
+        raise TicketlabError(f"--sort {by}: no such field{did_you_mean(name, FIELDS)}")
+    known = [one for one in lines if getattr(one, name) is not None]
+    unknown = [one for one in lines if getattr(one, name) is None]
+    return unknown + sorted(known, key=lambda one: getattr(one, name), reverse=name != by)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from ticketlab.figures import COLOURS, STYLES, plain_log_axis
 from ticketlab.runs.store import Level
+from ticketlab.words import span
 
 SHADES = colormaps["viridis"]
 MOST_PICTURES = 8
@@ -218,8 +220,8 @@ def _short(name: str) -> str:
 
 
 def _replicates(levels: Sequence[Level]) -> str:
-    counts = sorted({sum(level.level == index for level in levels) for index in {level.level for level in levels}})
-    return f"{' to '.join(map(str, counts[:1] + counts[1:][-1:]))} replicate{'s' * (counts[-1] != 1)}"
+    counts = Counter(level.level for level in levels).values()
+    return f"{span(counts)} replicate{'s' * (max(counts) != 1)}"
 
 
 def federation(record: Mapping[str, Any]) -> Figure:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ticketlab.figures import COLOURS, STYLES, plain_log_axis
+from ticketlab.words import span
 
 
 def beside_controls(record: Mapping[str, Any]) -> Figure:
@@ -64,9 +65,8 @@ def against_density(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _replicates(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many replicates each of the networks has: `5`, or `2 to 5`."""
-    counts = sorted({row["test_accuracy"]["n"] for row in rows})
-    return " to ".join(map(str, counts[:1] + counts[1:][-1:]))
+    """How many replicates each of the networks has."""
+    return span(row["test_accuracy"]["n"] for row in rows)
 
 
 def _named(record: Mapping[str, Any], name: str) -> Any:

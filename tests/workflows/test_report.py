@@ -108,3 +108,12 @@ def test_level_0_is_called_dense_only_where_it_was_trained_to_the_end(pruned, ov
             (store.level_dir(replicate, level.level) / "metrics.json").unlink()
     page = report_runs(machine.runs, [], None, None).page.read_text()
     assert f'<th scope="row">{name}</th>' in page and ("Dense network: " in page) == (name == "0")
+
+
+def test_a_page_says_which_levels_lack_a_replicate(pruned):
+    store, machine = pruned("replicates=2")
+    assert "Not every replicate" not in report_runs(machine.runs, [], None, None).page.read_text()
+    for level in (1, 2):
+        (store.level_dir(2, level) / "metrics.json").unlink()
+    page = report_runs(machine.runs, [], None, None).page.read_text()
+    assert "Not every replicate has finished levels 1 to 2: means there are over fewer seeds" in page

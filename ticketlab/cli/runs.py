@@ -36,7 +36,9 @@ def ls(
         list[str] | None,
         typer.Option("--where", metavar="CONDITION", help="Only some, as density<0.1 or method=imp; repeatable."),
     ] = None,
-    sort: Annotated[str | None, typer.Option("--sort", metavar="FIELD", help="The largest last.")] = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", metavar="FIELD", help="The largest last; the smallest with -FIELD.")
+    ] = None,
     runs: RunsRoot = Path("runs"),
     json: Json = False,
 ) -> None:

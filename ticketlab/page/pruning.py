@@ -48,6 +48,12 @@ def _lead(facts: Facts) -> Iterator[str]:
         f"{counted(recipe.replicates, 'replicate')}, {counted(len(rows), 'level')}, "
         f"{state(facts.store, facts.manifest)}."
     )
+    partial = [row.level for row in rows if row.test_accuracy.n < replicates]
+    if partial:
+        yield (
+            f"Not every replicate has finished {_spelled(partial)}: means there are over fewer seeds than at level 0, "
+            "and not to be compared with those of other levels."
+        )
     dense, best, last = facts.dense, winning(rows), sparsest(rows)
     if dense is None:  # a search that stopped, or the beginning of the one training
         yield f"At {percent(last.density)} of weights: {_spoken(last)} of test images right."
@@ -61,6 +67,10 @@ def _lead(facts: Facts) -> Iterator[str]:
         )
     if last.level not in (0, best.level):
         yield f"Sparsest of all: {percent(last.density)} of weights, {_spoken(last)}."
+
+
+def _spelled(levels: Sequence[int]) -> str:
+    return f"level {levels[0]}" if len(levels) == 1 else f"levels {levels[0]} to {levels[-1]}"
 
 
 def _so_far(count: int, asked: int) -> str:

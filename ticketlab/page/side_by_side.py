@@ -63,8 +63,9 @@ def _methods(comparisons: Sequence[Comparison]) -> Iterator[Picture | Table | Te
     )
     for number, one in enumerate(comparisons, 1):
         densities = one.densities()
+        name = "comparison" if number == 1 else f"comparison-{number}"  # one file of the numbers of both tables
         yield Table(
-            "comparison" if number == 1 else f"comparison-{number}",
+            name,
             f"{one.data}: test accuracy, % ± half of the 95 % interval (n), by density; ▲ ahead of, ▼ behind "
             f"'{one.baseline}' by more than the interval of the paired difference",
             ("method", *(f"{100 * density:.3g} %" for density in densities)),
@@ -72,7 +73,7 @@ def _methods(comparisons: Sequence[Comparison]) -> Iterator[Picture | Table | Te
             table_rows(one),
         )
         yield Table(
-            f"differences-{number}",
+            name,
             f"{one.data}: points of test accuracy against '{one.baseline}', paired by seed (n), and all training, with "
             "the search: 10⁹ operations executed, seconds",
             ("method", *(f"{100 * density:.3g} %" for density in densities)),
