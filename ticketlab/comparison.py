@@ -21,8 +21,8 @@ from ticketlab.registry import did_you_mean, keyword_options
 from ticketlab.report import SAME_DENSITY, Estimate, estimate, mean_known, run_levels, sum_known, whole
 from ticketlab.runs.store import Level, RunStore
 
-NO_METHOD = ("claims", "data.name", "data.offline", "early_bird.also_at", "early_bird.densities", "pruning.levels",
-             "replicates", "seed", "watch")  # fmt: skip
+NO_METHOD = ("claims", "data.name", "data.offline", "early_bird.also_at", "early_bird.densities", "pruning.densities",
+             "pruning.levels", "replicates", "seed", "watch")  # fmt: skip
 """Fields that do not make another method: what is asked of it, not how it works."""
 
 
@@ -184,19 +184,31 @@ def _early_birds(store: RunStore) -> list[_Trained]:
 def _by_level(store: RunStore, recipe: Recipe) -> list[_Trained]:
     levels, found = run_levels(store), []
     for level in whole(levels, recipe):
-        behind = [other for other in levels if other.replicate == level.replicate and _is_behind(other, level, recipe)]
+        same = [other for other in levels if other.replicate == level.replicate]
+        behind = [(other, share) for other in same if (share := _share(other, level, recipe))]
         search = _search(store, level, recipe)
-        flops = sum_known([search["flops"], *(other.flops for other in behind)])
-        left = sum_known([search["remaining_flops"], *(other.remaining_flops for other in behind)])
-        found.append(_Trained(level, flops, left, search["seconds"] + sum(other.seconds for other in behind)))
+        flops, left = (
+            sum_known([search[what], *(_part(getattr(other, what), share) for other, share in behind)])
+            for what in ("flops", "remaining_flops")
+        )
+        seconds = search["seconds"] + sum(share * other.seconds for other, share in behind)
+        found.append(_Trained(level, flops, left, seconds))
     return found
 
 
-def _is_behind(other: Level, level: Level, recipe: Recipe) -> bool:
-    """Whether the network of a level took the training of another."""
-    if recipe.method == "transfer":
-        return other.level == level.level
-    return other.level in (0, level.level) if recipe.method == "oneshot" else other.level <= level.level
+def _part(whole: float | None, share: float) -> float | None:
+    return None if whole is None else share * whole
+
+
+def _share(other: Level, level: Level, recipe: Recipe) -> float:
+    """Which share of another level's training the network of a level took."""
+    if other.level == level.level:
+        return 1.0
+    if recipe.method == "transfer" or other.level > level.level:
+        return 0.0
+    if recipe.method == "at_init":  # level 0 up to the step at which it was pruned
+        return 1 - level.steps / other.steps if other.level == 0 else 0.0
+    return float(other.level == 0 or recipe.method != "oneshot")
 
 
 def _search(store: RunStore, level: Level, recipe: Recipe) -> dict[str, Any]:

@@ -124,6 +124,17 @@ class PruningSection(Section):
     """Name patterns of layers that are never pruned."""
     levels: Annotated[int, Field(ge=0, le=1000)] = 10
     """Prune–rewind–train rounds after the dense level 0, which 0 trains alone; can be extended later."""
+    densities: Annotated[tuple[Density, ...], Field(strict=False)] = ()
+    """Fraction of weights that level 1, 2, … keeps, instead of `rate` and `levels`. sign_flip and gradual: one, which
+    the last of `levels` prunings reaches."""
+    allocation: Literal["rate", "er", "erk"] = "rate"
+    """How many weights each layer keeps where scope is layer: the same share, or more of small layers (Erdős–Rényi):
+    as (inputs + units) / (inputs · units); erk counts the sides of kernels with them (Evci et al. 2020)."""
+    rounds: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """method: at_init. Prunings on the way to a level's density, each by the same share of what remains; the criterion
+    looks anew before each (synflow: 100)."""
+    examples: Annotated[int, Field(ge=1)] = 1000
+    """Training examples that criteria with gradients look at, drawn by the replicate's seed."""
     rewind: Time = Duration(0, "it")
     """Step of level 0 whose weights a ticket restarts from."""
     after: Literal["rewind", "lr_rewind", "finetune", "reinit", "continue"] = "rewind"
@@ -340,11 +351,12 @@ class ClaimSection(Section):
 class Recipe(Section):
     """One experiment."""
 
-    method: Literal["imp", "oneshot", "early_bird", "sign_flip", "gradual", "transfer"] = "imp"
-    """imp: iterative pruning, level by level; oneshot: every level prunes the dense network at once; early_bird:
-    tickets are drawn while the dense network trains, as soon as their masks stop moving; sign_flip: one training, in
-    which weights go that change sign often; gradual: the same by any other criterion; transfer: the ticket of another
-    run, trained as this recipe says."""
+    method: Literal["imp", "oneshot", "at_init", "early_bird", "sign_flip", "gradual", "transfer"] = "imp"
+    """imp: iterative pruning, level by level; oneshot: every level prunes the dense network at once; at_init: every
+    level prunes the network as it is at the rewind step, before it is trained; early_bird: tickets are drawn while the
+    dense network trains, as soon as their masks stop moving; sign_flip: one training, in which weights go that change
+    sign often; gradual: the same by any other criterion; transfer: the ticket of another run, trained as this recipe
+    says."""
     ticket: str | None = None
     """method: transfer. The ticket, as RUN@level; RUN is a run's name, its path or a unique prefix."""
     model: ModelSection
@@ -365,6 +377,11 @@ class Recipe(Section):
     """Python files of one's own that register criteria, models or data sets."""
     claims: Annotated[tuple[ClaimSection, ...], Field(strict=False)] = ()
     """What `ticketlab verify` measures."""
+
+    @property
+    def levels(self) -> int:
+        """Levels after level 0 that the pruning section asks for."""
+        return self.pruning.levels if self.prunes_in_training else len(self.pruning.densities) or self.pruning.levels
 
     @property
     def prunes_in_training(self) -> bool:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ticketlab.errors import PruningError
-from ticketlab.pruning.allocate import Pool, allocate, keep_at, keep_count, make_pools, prune
+from ticketlab.pruning.allocate import Pool, allocate, keep_at, keep_by_shape, keep_count, keep_cubic, make_pools, prune
 
 LENET = {"fc1.weight": 235_200, "fc2.weight": 30_000, "output.weight": 1_000}
 # Frankle & Carbin 2019, labels of figure 3 and on
@@ -148,3 +148,42 @@ def test_a_density_is_kept_exactly_by_pools_of_the_common_rate():
 def test_a_pool_with_its_own_rate_is_pruned_as_often_as_the_others():
     """0.8³ = 0.512: three times; at rate 0.1 three times leave 0.729."""
     assert keep_at(Pool(("a",), 0.1), {"a": 1000}, 0.512, 0.2) == 729
+
+
+def test_a_cubic_schedule_ends_where_it_is_told():
+    # 100 − 90 · (1 − (1 − l/2)³): 100, 21.25, 10
+    assert [keep_cubic(Pool(("a",), 0.2), {"a": 100}, 10, level, 2) for level in range(3)] == [100, 21, 10]
+
+
+def test_small_layers_keep_more_of_their_weights():
+    # (2 + 8) + (4 + 2) + (1 + 4) = 21 parts for 10 weights: 4.76, 2.86, 2.38; the remainders .86 and .76 are rounded up
+    shapes = {"a": (2, 8), "b": (4, 2), "c": (1, 4)}
+    assert keep_by_shape(shapes, 10, with_kernel=False) == {"a": 5, "b": 3, "c": 2}
+
+
+def test_kernels_count_with_their_sides_or_with_their_area():
+    shapes = {"conv": (2, 2, 3, 3), "fc": (6, 10)}
+    # with sides 10 and 16 parts of 26; without 4 · 9 = 36 and 16 of 52
+    assert keep_by_shape(shapes, 26, with_kernel=True) == {"conv": 10, "fc": 16}
+    assert keep_by_shape(shapes, 26, with_kernel=False) == {"conv": 18, "fc": 8}
+
+
+def test_what_a_small_layer_cannot_hold_goes_to_the_others():
+    # parts 11 and 101, of 56 weights 5.5 and 50.5; of 100 weights 9.8 and 90.2; of 109 a keeps its 10, b the other 99
+    shapes = {"a": (1, 10), "b": (1, 100)}
+    assert keep_by_shape(shapes, 56, with_kernel=False) == {"a": 6, "b": 50}
+    assert keep_by_shape(shapes, 109, with_kernel=False) == {"a": 10, "b": 99}
+    assert keep_by_shape(shapes, 110, with_kernel=False) == {"a": 10, "b": 100}
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6),
+    st.floats(0, 1),
+)
+def test_counts_by_shape_are_exact_and_fit(shapes, share):
+    named = {str(index): shape for index, shape in enumerate(shapes)}
+    sizes = {name: rows * columns for name, (rows, columns) in named.items()}
+    keep = len(named) + round(share * (sum(sizes.values()) - len(named)))
+    found = keep_by_shape(named, keep, with_kernel=False)
+    assert sum(found.values()) == keep
+    assert all(1 <= found[name] <= sizes[name] for name in named)

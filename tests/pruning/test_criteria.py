@@ -4,6 +4,8 @@ import torch
 from ticketlab.errors import PruningError
 from ticketlab.pruning.criteria import Evidence, criteria
 
+MEASURED = ("gradient", "hessian_gradient", "flow_gradient", "squared_gradient", "curvature")
+
 
 def evidence(weight):
     return Evidence(
@@ -12,6 +14,7 @@ def evidence(weight):
         flips=torch.randint(0, 9, weight.shape),
         magnitude_rank=torch.rand(weight.shape, dtype=torch.float64),
         steadiness_rank=torch.rand(weight.shape, dtype=torch.float64),
+        **{name: torch.rand(weight.shape, dtype=torch.float64) for name in MEASURED},
     )
 
 
@@ -33,6 +36,7 @@ def test_saliency_does_not_depend_on_the_order_of_weights(name):
         flips=known.flips[order],
         magnitude_rank=known.magnitude_rank[order],
         steadiness_rank=known.steadiness_rank[order],
+        **{name: getattr(known, name)[order] for name in MEASURED},
     )
     assert torch.equal(criteria.find(name)(weight, known)[order], criteria.find(name)(weight[order], moved))
 
@@ -133,3 +137,20 @@ def test_an_option_out_of_range_is_refused(name, options):
     weight = torch.ones(2)
     with pytest.raises(PruningError, match=f"{next(iter(options))} is a number from"):
         criteria.find(name)(weight, evidence(weight), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "evidence", "expected"),
+    [
+        ("snip", {"gradient": [2.0, -1.0, 0.5]}, [2.0, 3.0, 1.0]),
+        ("grasp", {"hessian_gradient": [2.0, -1.0, 0.5]}, [-2.0, -3.0, 1.0]),
+        ("synflow", {"flow_gradient": [2.0, 1.0, 0.5]}, [2.0, 3.0, 1.0]),
+        ("obd", {"curvature": [2.0, 1.0, 0.5]}, [1.0, 4.5, 1.0]),
+        ("fisher", {"squared_gradient": [2.0, 1.0, 0.5]}, [1.0, 4.5, 1.0]),
+    ],
+)
+def test_criteria_with_gradients_follow_their_formulas(name, evidence, expected):
+    known = Evidence(**{kind: torch.tensor(values, dtype=torch.float64) for kind, values in evidence.items()})
+    assert criteria.find(name)(torch.tensor([-1.0, 3.0, 2.0]), known).tolist() == expected
+    with pytest.raises(PruningError, match=f"{name} needs"):
+        criteria.find(name)(torch.zeros(2), Evidence())

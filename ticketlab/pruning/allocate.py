@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,13 +77,49 @@ def keep_count(pool: Pool, sizes: Mapping[str, int], level: int) -> int:
     return max(count, len(pool.layers))
 
 
-def keep_cubic(pool: Pool, sizes: Mapping[str, int], level: int, levels: int) -> int:
-    """Weights that a pool keeps at a level of the cubic schedule to where `levels` times `rate` would lead.
+def keep_cubic(pool: Pool, sizes: Mapping[str, int], end: int, level: int, levels: int) -> int:
+    """Weights that a pool keeps at a level of the cubic schedule whose last level keeps `end` of them.
 
     n − (n − end) · (1 − (1 − level/levels)³), halves rounded up (Zhu & Gupta 2017, equation 1).
     """
-    count, end = (keep_count(pool, sizes, at) for at in (0, levels))
+    count = keep_count(pool, sizes, 0)
     return math.floor(end + (count - end) * (1 - level / levels) ** 3 + 0.5)
+
+
+def keep_by_shape(shapes: Mapping[str, Sequence[int]], keep: int, with_kernel: bool) -> dict[str, int]:
+    """Weights that each layer keeps, `keep` in all, where the density of a layer is as its Erdős–Rényi graph's.
+
+    In proportion to (inputs + units) / (inputs · units), or with the sides of a kernel in sum and product alike
+    (Mocanu et al. 2018, equation 3; Evci et al. 2020, section 3). Layers that would keep more than all stay dense, and
+    the others share what is left. Fractions are cut off; what that leaves goes to the largest ones, the earlier of
+    equal ones. Never fewer than one weight per layer.
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    if not len(sizes) <= keep <= sum(sizes.values()):
+        raise PruningError(f"cannot keep {keep} of {sum(sizes.values())} weights in {', '.join(sizes)}")
+    sides = {name: shape if with_kernel else shape[:2] for name, shape in shapes.items()}
+    parts = {name: sizes[name] * sum(side) / math.prod(side) for name, side in sides.items()}
+    dense: set[str] = set()
+    while True:
+        rest = keep - sum(sizes[name] for name in dense)
+        scale = rest / sum(part for name, part in parts.items() if name not in dense) if len(dense) < len(parts) else 0
+        over = {name for name, part in parts.items() if name not in dense and scale * part > sizes[name]}
+        if not over:
+            break
+        dense |= over
+    wanted = {name: float(sizes[name]) if name in dense else scale * part for name, part in parts.items()}
+    return _whole_counts(wanted, keep)
+
+
+def _whole_counts(wanted: Mapping[str, float], total: int) -> dict[str, int]:
+    """Whole numbers near those wanted, of this sum, one or more each: the largest remainders are rounded up."""
+    counts = {name: max(1, math.floor(count)) for name, count in wanted.items()}
+    by_remainder = sorted(wanted, key=lambda name: counts[name] - wanted[name])
+    for name in itertools.islice(itertools.cycle(by_remainder), max(0, total - sum(counts.values()))):
+        counts[name] += 1
+    while sum(counts.values()) > total:  # layers that had to be given their one weight
+        counts[max(counts, key=lambda name: counts[name])] -= 1
+    return counts
 
 
 def keep_at(pool: Pool, sizes: Mapping[str, int], density: float, rate: float) -> int:

@@ -28,6 +28,16 @@ class Evidence:
     """Share of the competing weights that are smaller, in (0, 1)."""
     steadiness_rank: Tensor | None = None
     """Share of the competing weights that flipped more often, in (0, 1)."""
+    gradient: Tensor | None = None
+    """∂L/∂w of the mean loss over some training examples."""
+    hessian_gradient: Tensor | None = None
+    """Hg: the loss's Hessian times its gradient."""
+    flow_gradient: Tensor | None = None
+    """∂R/∂|w|, where R is what flows through the network of absolute weights from inputs of one."""
+    squared_gradient: Tensor | None = None
+    """Mean of the squared gradients of single examples: the empirical Fisher information of each weight."""
+    curvature: Tensor | None = None
+    """∂²L/∂w²: the diagonal of the loss's Hessian."""
 
 
 class Criterion(Protocol):
@@ -90,10 +100,7 @@ def magnitude_increase_same_sign(weight: Tensor, evidence: Evidence) -> Tensor:
 
 
 def _initial(evidence: Evidence, criterion: str) -> Tensor:
-    """The weights at the rewind step; raises PruningError that names the criterion where there are none."""
-    if evidence.initial is None:
-        raise PruningError(f"{criterion} needs the weights at the rewind step")
-    return evidence.initial
+    return _known(evidence.initial, criterion, "the weights at the rewind step")
 
 
 @criteria.register("extrapolated", needs={"initial"})
@@ -107,6 +114,59 @@ def extrapolated(weight: Tensor, evidence: Evidence, *, power: float = 0.5) -> T
     if evidence.progress <= 0:
         return weight.abs()
     return torch.lerp(initial, weight, evidence.progress**-power).abs()
+
+
+@criteria.register("snip", needs={"gradient"})
+def snip(weight: Tensor, evidence: Evidence) -> Tensor:
+    """|w · ∂L/∂w|: weights survive whose removal would change the loss most, to first order.
+
+    Connection sensitivity at initialisation (Lee, Ajanthan & Torr 2019, SNIP, equation 4; without its normalisation,
+    which orders nothing); of a trained network the first-order Taylor criterion (Molchanov et al. 2017).
+    """
+    return (weight * _known(evidence.gradient, "snip", "gradients")).abs()
+
+
+@criteria.register("grasp", needs={"hessian_gradient"})
+def grasp(weight: Tensor, evidence: Evidence) -> Tensor:
+    """w · Hg: weights survive whose removal would lower the norm of the gradient most.
+
+    The negative of the score in Wang, Zhang & Grosse 2020 (GraSP), equation 8, of which the highest are removed.
+    """
+    return weight * _known(evidence.hessian_gradient, "grasp", "Hessian-gradient products")
+
+
+@criteria.register("synflow", needs={"flow_gradient"})
+def synflow(weight: Tensor, evidence: Evidence) -> Tensor:
+    """|w| · ∂R/∂|w|: weights survive through which most of the network's flow goes; it looks at no data.
+
+    Source: Tanaka et al. 2020 (SynFlow), equation 2; meant for `pruning.rounds: 100`.
+    """
+    return weight.abs() * _known(evidence.flow_gradient, "synflow", "the gradient of the flow")
+
+
+@criteria.register("obd", needs={"curvature"})
+def obd(weight: Tensor, evidence: Evidence) -> Tensor:
+    """½ h w², h = ∂²L/∂w²: weights survive whose removal raises the loss most, at a minimum of it.
+
+    Source: LeCun, Denker & Solla 1990 (optimal brain damage), equation 5.
+    """
+    return _known(evidence.curvature, "obd", "second derivatives") * weight.double().square() / 2
+
+
+@criteria.register("fisher", needs={"squared_gradient"})
+def fisher(weight: Tensor, evidence: Evidence) -> Tensor:
+    """½ F w², F the mean of squared gradients of single examples: optimal brain damage with the empirical Fisher.
+
+    Source: Theis et al. 2018, equation 7.
+    """
+    return _known(evidence.squared_gradient, "fisher", "squared gradients") * weight.double().square() / 2
+
+
+def _known(found: Tensor | None, criterion: str, what: str) -> Tensor:
+    """Evidence; raises PruningError that names the criterion where there is none."""
+    if found is None:
+        raise PruningError(f"{criterion} needs {what}")
+    return found
 
 
 @criteria.register("random", needs={"generator"})

@@ -27,8 +27,8 @@ def build_model(file: RecipeFile, dataset: Dataset, seed: int) -> nn.Module:
     return model
 
 
-def check_model(model: nn.Module, dataset: Dataset) -> dict[str, int]:
-    """Sizes of the prunable layers of a model that really maps this data to its classes."""
+def check_model(model: nn.Module, dataset: Dataset) -> dict[str, tuple[int, ...]]:
+    """Shapes of the prunable weights of a model that really maps this data to its classes."""
     model.eval()
     with torch.inference_mode():
         try:
@@ -41,7 +41,7 @@ def check_model(model: nn.Module, dataset: Dataset) -> dict[str, int]:
     mask = full_mask(model)
     if not mask:
         raise PluginError("the model has no linear or convolution layer to prune")
-    return {name: kept.numel() for name, kept in mask.items()}
+    return {name: tuple(kept.shape) for name, kept in mask.items()}
 
 
 def _blame(file: RecipeFile, error: Exception, what: str, dataset: Dataset) -> str:

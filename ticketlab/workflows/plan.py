@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
@@ -19,13 +20,14 @@ from ticketlab.errors import FusionError, PluginError, PruningError, TicketlabEr
 from ticketlab.fusion.paths import Paths
 from ticketlab.models.build import find_builder
 from ticketlab.models.compact import NORMS
-from ticketlab.pruning.allocate import Pool, keep_at, keep_count, keep_cubic, make_pools
+from ticketlab.pruning.allocate import Pool, keep_at, keep_by_shape, keep_count, keep_cubic, make_pools
 from ticketlab.pruning.criteria import Evidence, criteria
 from ticketlab.pruning.masks import Mask, full_mask
 from ticketlab.recipe import DataSection, Recipe, Where, recipe_hash
 from ticketlab.recipe_file import Problem, RecipeFile
 from ticketlab.registry import check_options, did_you_mean, file_digest, load_file
 from ticketlab.report import SAME_DENSITY
+from ticketlab.workflows.amounts import check_amounts
 from ticketlab.workflows.build import build_model, check_model
 from ticketlab.workflows.schedule import Schedule, check_counting, check_schedule, make_schedule
 from ticketlab.workflows.targets import EarlyBird, check_method, check_search, make_search
@@ -56,6 +58,8 @@ class Plan:
     """Seed → the network with its initial weights, on the CPU."""
     sizes: dict[str, int]
     """Weights of each prunable layer."""
+    shapes: dict[str, tuple[int, ...]]
+    """Shape of each prunable weight, (units, inputs, …)."""
     judged: dict[str, int]
     """What competes for its place: the same, or the channels of each group."""
     pools: list[Pool]
@@ -93,10 +97,10 @@ class Plan:
 
     @property
     def levels(self) -> int:
-        """Levels after the dense level 0."""
+        """Levels after level 0."""
         if self.recipe.method == "transfer":
             return 1
-        return len(self.early_bird.targets) if self.early_bird else self.recipe.pruning.levels
+        return len(self.early_bird.targets) if self.early_bird else self.recipe.levels
 
     @property
     def has_channels(self) -> bool:
@@ -116,13 +120,31 @@ class Plan:
         if level and self.early_bird:
             return self.keeps_at(self.early_bird.targets[level - 1].density)
         if self.schedule and self.recipe.schedule.shape == "cubic":
-            return [keep_cubic(pool, self.judged, level, self.levels) for pool in self.pools]
-        return [keep_count(pool, self.judged, level) for pool in self.pools]
+            ends = zip(self.pools, self._keeps(self.levels), strict=True)
+            return [keep_cubic(pool, self.judged, end, level, self.levels) for pool, end in ends]
+        return self._keeps(level)
+
+    def _keeps(self, level: int) -> list[int]:
+        """Likewise, of prunings that each remove the same share."""
+        densities = self.recipe.pruning.densities
+        if level and densities:
+            whole = self.levels if self.schedule else 1  # of one training, its last level has the density
+            return self.keeps_at(densities[0] ** (level / whole) if self.schedule else densities[level - 1])
+        return self._as_allocated([keep_count(pool, self.judged, level) for pool in self.pools])
 
     def keeps_at(self, density: float) -> list[int]:
         """Weights (or channels) that each pool keeps at a density."""
         rate = self.recipe.pruning.rate
-        return [keep_at(pool, self.judged, density, rate) for pool in self.pools]
+        return self._as_allocated([keep_at(pool, self.judged, density, rate) for pool in self.pools])
+
+    def _as_allocated(self, keeps: list[int]) -> list[int]:
+        """As many weights in all, dealt out to layers by their shapes where the recipe says so."""
+        allocation = self.recipe.pruning.allocation
+        if allocation == "rate":
+            return keeps
+        known = {pool.layers[0]: keep for pool, keep in zip(self.pools, keeps, strict=True)}
+        shapes = {pool.layers[0]: self.shapes[pool.layers[0]] for pool in self.pools if pool.rate}
+        return list((known | keep_by_shape(shapes, sum(known[name] for name in shapes), allocation == "erk")).values())
 
     @property
     def densities(self) -> list[float]:
@@ -199,7 +221,7 @@ def check_recipe(file: RecipeFile) -> None:
     for key, data in (("name", recipe.data.name), ("offline", recipe.data.offline)):
         if data is not None:
             problems += _check(("data", key), partial(datasets.find, data), {})
-    problems += check_method(recipe) + check_counting(recipe) + check_ticket(recipe)
+    problems += check_method(recipe) + check_amounts(recipe) + check_counting(recipe) + check_ticket(recipe)
     if problems:
         raise file.error(problems)
 
@@ -220,7 +242,8 @@ def _check_values(recipe: Recipe) -> list[Problem]:
     if name not in criteria or not criteria.find(name).__module__.startswith("ticketlab.pruning"):
         return []
     some = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    evidence = Evidence(some, torch.Generator(), 0.5, some, some, some)
+    known = {field.name: some for field in fields(Evidence)}
+    evidence = Evidence(**{**known, "generator": torch.Generator(), "progress": 0.5})  # type: ignore[arg-type]
     try:
         criteria.find(name)(some, evidence, **options)
     except PruningError as error:
@@ -294,6 +317,7 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
         problems.append((("train", "batch_size"), message))
     if recipe.data.augment and not data.dataset.has_pictures:
         problems.append((("data", "augment"), f"pictures are cropped and flipped; {data.dataset.name} has none"))
+    shapes: dict[str, tuple[int, ...]] = {}
     sizes: dict[str, int] = {}
     judged: dict[str, int] = {}
     pools: list[Pool] = []
@@ -301,7 +325,8 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
     build = partial(build_model, file, data.dataset)
     try:
         model = build(recipe.seed)
-        judged = sizes = check_model(model, data.dataset)
+        shapes = check_model(model, data.dataset)
+        judged = sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         if train.slimming and not any(isinstance(layer, NORMS) and layer.affine for layer in model.modules()):
             problems.append((("train", "slimming"), "the model has no batch norm whose scales it could pull to zero"))
         if train.channels_last and not any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
@@ -328,6 +353,7 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
         splits=splits,
         build=build,
         sizes=sizes,
+        shapes=shapes,
         judged=judged,
         pools=pools,
         steps_per_epoch=per_epoch,
@@ -356,18 +382,24 @@ def _check_times(recipe: Recipe, per_epoch: int) -> list[Problem]:
     return problems
 
 
+def _first_keeps(pools: Sequence[Pool], sizes: Mapping[str, int], densities: Sequence[float], rate: float) -> list[int]:
+    """What each pool keeps at the first density; raises PruningError for two that keep the same."""
+    each = [[keep_at(pool, sizes, density, rate) for pool in pools] for density in densities]
+    for one, other in pairwise(range(len(each))):
+        if each[one] == each[other]:
+            raise PruningError(f"densities {densities[one]} and {densities[other]} keep exactly the same here")
+    return each[0]
+
+
 def _pools(recipe: Recipe, sizes: Mapping[str, int]) -> list[Pool]:
     section = recipe.pruning
     pools = make_pools(sizes, section.scope, section.rate, section.output_rate, section.rates, section.ignore)
     if recipe.method == "transfer":
         return pools
     if recipe.method == "early_bird":
-        densities, rate = sorted(recipe.early_bird.densities, reverse=True), recipe.pruning.rate
-        each = [[keep_at(pool, sizes, density, rate) for pool in pools] for density in densities]
-        for one, other in pairwise(range(len(each))):
-            if each[one] == each[other]:
-                raise PruningError(f"densities {densities[one]} and {densities[other]} keep exactly the same here")
-        keeps = each[0]
+        keeps = _first_keeps(pools, sizes, sorted(recipe.early_bird.densities, reverse=True), section.rate)
+    elif section.densities:
+        keeps = _first_keeps(pools, sizes, section.densities, section.rate)
     else:
         keeps = [keep_count(pool, sizes, 1) for pool in pools]
         stuck = _stuck_at(pools, sizes, recipe.pruning.levels)

@@ -4,13 +4,16 @@
     level n:  trained weights of level n-1 → saliency → mask; weights to restart from + mask = the ticket; train it
 
 Source: Frankle & Carbin 2019, section 2; rewinding to step k: Frankle et al. 2020; learning-rate rewinding and
-fine-tuning: Renda et al. 2020. One-shot pruning takes every mask from level 0. Methods sign_flip and gradual prune
+fine-tuning: Renda et al. 2020. One-shot pruning takes every mask from level 0, pruning at initialisation from the
+weights that level 0 has at the rewind step. Methods sign_flip and gradual prune
 while training: a level goes on with the weights, the optimizer and the flip counts of the level before.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -26,6 +29,8 @@ from ticketlab.workflows.schedule import counts_flips
 from ticketlab.workflows.tickets import (
     dense_ticket,
     flip_evidence,
+    looks,
+    mask_at_init,
     next_mask,
     replicate_seed,
     seeded_ticket,
@@ -50,11 +55,12 @@ def prune_replicate(plan: Plan, store: RunStore, replicate: int, settings: Setti
 def _train(plan: Plan, store: RunStore, replicate: int, level: int, settings: Settings) -> Iterator[Seen]:
     # of a level that loses weights as it trains, the ticket is what its end leaves
     ticket = None if loses_weights(plan, level) else store.read_ticket(replicate, level)
+    began = time.perf_counter()
     if ticket is None:
         ticket = draw_ticket(plan, store, replicate, level)
         store.write_ticket(replicate, level, ticket)
         yield from _warnings(plan, ticket.mask, replicate, level)
-    task = _task(plan, store, replicate, level, ticket)
+    task = replace(_task(plan, store, replicate, level, ticket), spent=time.perf_counter() - began)
     for seen in train_level(plan, store, task, settings, watches(plan, store, task)):
         yield seen
         if isinstance(seen, Level) and seen.effective_density == 0:
@@ -73,6 +79,7 @@ def _task(plan: Plan, store: RunStore, replicate: int, level: int, ticket: Ticke
         final_lr=level > 0 and plan.recipe.pruning.after == "finetune",
         settled=plan.schedule.completed(level) if plan.schedule and level else 0,
         optimizer=store.read_optimizer(replicate, level - 1) if plan.schedule and level else None,
+        looks=looks(plan, level),
     )
 
 
@@ -129,11 +136,13 @@ def draw_ticket(plan: Plan, store: RunStore, replicate: int, level: int) -> Tick
 
 def source_level(plan: Plan, level: int) -> int:
     """The level whose trained weights decide a level's mask."""
-    return 0 if plan.recipe.method == "oneshot" else level - 1
+    return 0 if plan.recipe.method in ("oneshot", "at_init") else level - 1
 
 
 def draw_mask(plan: Plan, store: RunStore, replicate: int, level: int) -> Mask:
-    """What the source level's trained weights leave for this level."""
+    """What the source level's trained weights leave for this level; at initialisation, what its first ones leave."""
+    if plan.recipe.method == "at_init":
+        return mask_at_init(plan, replicate, level, store.read_rewind(replicate))
     source = source_level(plan, level)
     before = store.read_ticket(replicate, source)
     assert before is not None

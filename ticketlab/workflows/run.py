@@ -76,6 +76,7 @@ Event = Started | Seen
 METHODS = {
     "imp": prune_replicate,
     "oneshot": prune_replicate,
+    "at_init": prune_replicate,
     "sign_flip": prune_replicate,
     "gradual": prune_replicate,
     "early_bird": early_bird_replicate,
@@ -129,7 +130,7 @@ def _is_done(store: RunStore, plan: Plan) -> bool:
     """Whether nothing is to be trained or written: then a run stays as old as it is."""
     manifest = store.read_manifest()
     is_asked_for = not manifest.get("derived_from") or plan.file.derived_from
-    is_whole = common_levels(store, plan.recipe) > plan.recipe.pruning.levels
+    is_whole = common_levels(store, plan.recipe) > plan.levels
     if manifest.get("state") != "finished" or not is_whole or not is_asked_for:
         return False
     kept = read_recipe(store.witness).recipe

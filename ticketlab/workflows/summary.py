@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
+from itertools import count, takewhile
 from typing import Any, Self
 
 from ticketlab.pruning.overlap import between_replicates, by_chance
@@ -40,8 +40,7 @@ class Summary:
 
 def common_levels(store: RunStore, recipe: Recipe) -> int:
     """How many levels, from 0, every replicate has finished."""
-    levels = range(recipe.pruning.levels + 1)
-    is_common = (all(store.has_level(replicate, level) for replicate in _replicates(recipe)) for level in levels)
+    is_common = (all(store.has_level(replicate, level) for replicate in _replicates(recipe)) for level in count())
     return sum(takewhile(bool, is_common))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ticketlab.data.batches import Examples, permutation
 from ticketlab.errors import FailedRun, PruningError
 from ticketlab.models.build import call_builder, find_builder
 from ticketlab.models.compact import layer_widths, rebuild
@@ -20,6 +21,7 @@ from ticketlab.pruning.ranks import ranks
 from ticketlab.pruning.reclaim import prune_live
 from ticketlab.runs.ticket import Ticket, digest
 from ticketlab.seeds import derive_seed
+from ticketlab.training.gradients import MEASURED, Probe, measure, passes
 from ticketlab.workflows.plan import Plan
 
 
@@ -98,6 +100,8 @@ class Observed:
     initial: Mapping[str, Tensor] = field(default_factory=dict)
     progress: float = 1.0
     flips: Mapping[str, Tensor] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """By kind of evidence: what training examples say of the network (training/gradients.py)."""
 
 
 def saliencies(plan: Plan, numbers: Mapping[str, Tensor], mask: Mask, seen: Observed, where: str) -> dict[str, Tensor]:
@@ -141,6 +145,7 @@ def _evidence(plan: Plan, numbers: Mapping[str, Tensor], mask: Mask, seen: Obser
             flips=seen.flips.get(name),
             magnitude_rank=magnitude.get(name),
             steadiness_rank=steadiness.get(name),
+            **{kind: found[name] for kind, found in seen.measured.items()},
         )
         for name in numbers
     }
@@ -169,8 +174,51 @@ def next_mask(
     numbers = {name: trained[name] for name in before}
     progress = plan.schedule.completed(level) / plan.steps if plan.schedule else 1.0
     seed = derive_seed(replicate_seed(plan, replicate), "criterion", level)
-    observed = Observed(seed, initial, progress, flips)
+    measured = measured_by(plan, replicate, masked(trained, before), before)
+    observed = Observed(seed, initial, progress, flips, measured)
     return mask_by_criterion(plan, numbers, before, observed, plan.keeps(level), f"level {level}")
+
+
+def mask_at_init(plan: Plan, replicate: int, level: int, weights: Mapping[str, Tensor]) -> Mask:
+    """A level's mask from weights that are still to be trained, in `pruning.rounds` prunings by the same share each.
+
+    The criterion looks at what the round before left. Source: Tanaka et al. 2020 (SynFlow), algorithm 1.
+    """
+    whole = plan.recipe.pruning.rounds
+    mask = full_mask(plan.build(0))
+    density = plan.densities[level]
+    for at in range(1, whole + 1):
+        left = masked(weights, mask)
+        seed = derive_seed(replicate_seed(plan, replicate), "criterion", level, *([at] if whole > 1 else []))
+        observed = Observed(seed, weights, 0.0, {}, measured_by(plan, replicate, left, mask))
+        keeps = plan.keeps(level) if at == whole else plan.keeps_at(density ** (at / whole))
+        mask = mask_by_criterion(
+            plan, {name: left[name] for name in mask}, mask, observed, keeps, f"level {level}, round {at}"
+        )
+    return mask
+
+
+def measured_by(plan: Plan, replicate: int, weights: Mapping[str, Tensor], mask: Mask) -> dict[str, dict[str, Tensor]]:
+    """What training examples say of a network, of the kinds that the criterion asks for."""
+    needs = criteria.needs(plan.recipe.pruning.criterion)
+    if not needs & set(MEASURED):
+        return {}
+    model = plan.build(0)
+    model.load_state_dict(weights)
+    return measure(Probe(model, _examples(plan, replicate), list(mask)), needs)
+
+
+def _examples(plan: Plan, replicate: int) -> Examples:
+    """The training examples that a replicate's criteria look at."""
+    order = permutation(len(plan.splits.train), derive_seed(replicate_seed(plan, replicate), "examples"))
+    return plan.splits.train.some(order[: plan.recipe.pruning.examples])
+
+
+def looks(plan: Plan, level: int) -> float:
+    """Forward and backward passes of one example that the criterion takes to make a level's mask."""
+    examples = min(plan.recipe.pruning.examples, len(plan.splits.train))
+    once = passes(criteria.needs(plan.recipe.pruning.criterion), examples, plan.data.dataset.classes)
+    return plan.recipe.pruning.rounds * once if level else 0.0
 
 
 def mask_by_criterion(

@@ -64,6 +64,10 @@ class LevelTask:
     """What the optimizer remembers from the level before; None: it starts empty."""
     frozen: State = field(default_factory=dict)
     """Values that removed weights keep instead of zero."""
+    looks: float = 0.0
+    """Forward and backward passes of one example that the mask took."""
+    spent: float = 0.0
+    """Seconds that the mask took, if it was made just now."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +232,7 @@ def make_trainer(plan: Plan, task: LevelTask, device: torch.device) -> Trainer:
     optimizer = make_optimizer(net.model.parameters(), plan.recipe.train)
     if task.optimizer is not None:
         net.restore_optimizer_(optimizer, task.optimizer)
-    return Trainer(whole, net, optimizer, task.start, task.settled)
+    return Trainer(whole, net, optimizer, task.start, task.settled, seconds=task.spent)
 
 
 def _is_done(watches: Sequence[Watch]) -> bool:
@@ -304,9 +308,9 @@ def _finish(plan: Plan, task: LevelTask, trainer: Trainer, watches: Sequence[Wat
     test_loss, test_accuracy = evaluate(trainer.model, splits.test)
     mask, total, shape = trainer.net.masks(), sum(plan.sizes.values()), plan.data.dataset.input_shape
     examples = (trainer.step - task.start) * plan.recipe.train.batch_size
-    executed, left = masked_flops(
-        training_flops(trainer.whole, shape), _mean_shares(plan, task, mask), shares(trainer.net.sparse)
-    )
+    dense = training_flops(trainer.whole, shape)
+    looking = sum(dense.values()) * task.looks
+    executed, left = masked_flops(dense, _mean_shares(plan, task, mask), shares(trainer.net.sparse))
     extra = {name: value for watch in watches for name, value in watch.record().items()}
     return Level(
         replicate=task.replicate,
@@ -330,8 +334,8 @@ def _finish(plan: Plan, task: LevelTask, trainer: Trainer, watches: Sequence[Wat
         curve=tuple(trainer.curve),
         # frozen weights make paths and operations of their own
         effective_density=None if task.frozen else effective_density(trainer.whole, shape, mask, total),
-        flops=None if task.frozen else executed * examples,
-        remaining_flops=None if task.frozen else left * examples,
+        flops=None if task.frozen else executed * examples + looking,
+        remaining_flops=None if task.frozen else left * examples + looking,
         **extra,
     )
 

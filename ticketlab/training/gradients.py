@@ -1,0 +1,226 @@
+"""What single weights do to loss and signal: gradients, curvature and flow, in double precision on the CPU.
+
+In double precision because products over many layers leave the range of single precision, and so that ties and
+orders do not depend on the machine. The network given is never changed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from ticketlab.data.batches import Examples, normalise
+from ticketlab.pruning.masks import State
+
+BATCH = 100
+"""Examples at a time, of which batch norms in training mode take their statistics."""
+AT_ONCE = 4
+"""Examples whose own gradients are held at a time."""
+TEMPERATURE = 200.0
+"""By which logits are divided before the gradient of a gradient is taken (Wang, Zhang & Grosse 2020, code)."""
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A network and the examples that it is looked at with."""
+
+    model: nn.Module
+    examples: Examples
+    names: Sequence[str]
+    """Of the weights in question."""
+
+    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """The weights in question, of a copy of the model."""
+        named = dict(model.named_parameters())
+        return [named[name] for name in self.names]
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images in double precision with their labels."""
+        for first in range(0, len(self.examples), BATCH):
+            images = self.examples.images[first : first + BATCH]
+            yield normalise(images, self.examples).double(), self.examples.labels[first : first + BATCH]
+
+    def in_training(self) -> nn.Module:
+        """A copy in double precision; batch norms see the statistics of a batch, dropout drops nothing."""
+        model = copy.deepcopy(self.model).cpu().double().train()
+        for layer in model.modules():
+            if isinstance(layer, DROPOUTS):
+                layer.eval()
+        return model
+
+    def in_evaluation(self) -> nn.Module:
+        """A copy in double precision; batch norms use their running statistics."""
+        return copy.deepcopy(self.model).cpu().double().eval()
+
+
+def loss_gradients(probe: Probe) -> State:
+    """∂L/∂w of the mean cross-entropy over all examples; batch norms in training mode."""
+    model = probe.in_training()
+    return dict(zip(probe.names, _gradients(probe, model, 1.0), strict=True))
+
+
+def _gradients(probe: Probe, model: nn.Module, temperature: float) -> list[Tensor]:
+    parameters = probe.parameters(model)
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    for images, labels in probe.batches():
+        loss = functional.cross_entropy(model(images) / temperature, labels, reduction="sum")
+        for whole, part in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+            whole.add_(part, alpha=1 / len(probe.examples))
+    return total
+
+
+def hessian_gradients(probe: Probe) -> State:
+    """Hg: the Hessian of the loss, over the weights in question, times their gradient; logits are divided by 200.
+
+    As the derivative of gᵀ(∂L/∂w) with g held fixed. Source: Wang, Zhang & Grosse 2020 (GraSP), equation 8.
+    """
+    model = probe.in_training()
+    parameters = probe.parameters(model)
+    fixed = _gradients(probe, model, TEMPERATURE)
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    for images, labels in probe.batches():
+        loss = functional.cross_entropy(model(images) / TEMPERATURE, labels, reduction="sum")
+        found = torch.autograd.grad(loss, parameters, create_graph=True)
+        products = [(one * other).sum() for one, other in zip(found, fixed, strict=True)]
+        for whole, part in zip(total, torch.autograd.grad(products, parameters), strict=True):
+            whole.add_(part, alpha=1 / len(probe.examples))
+    return dict(zip(probe.names, total, strict=True))
+
+
+def flow_gradients(probe: Probe) -> State:
+    """∂R/∂|w|, where R is the sum of outputs for an input of ones with the absolute values of all parameters.
+
+    Batch norms use their running statistics. Source: Tanaka et al. 2020 (SynFlow), equation 2 and its code.
+    """
+    model = probe.in_evaluation()
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.abs_()
+    shape = probe.examples.images.shape[1:]
+    outputs = model(torch.ones(1, *shape, dtype=torch.float64))
+    return dict(zip(probe.names, torch.autograd.grad(outputs.sum(), probe.parameters(model)), strict=True))
+
+
+def squared_gradients(probe: Probe) -> State:
+    """Mean over examples of each one's own (∂L/∂w)²: the diagonal of the empirical Fisher matrix.
+
+    Batch norms use their running statistics.
+    """
+    return _mean_squares(probe, lambda shares, labels: [shares - functional.one_hot(labels, shares.shape[1])])
+
+
+def curvatures(probe: Probe) -> State:
+    """∂²L/∂w² of the mean cross-entropy, by the Gauss–Newton formula; batch norms use their running statistics.
+
+    Σ_c p_c (J_c − Σ_k p_k J_k)² with J_c = ∂ logit_c/∂w and p the softmax. For networks that are piecewise linear in
+    each weight, such as those with ReLU, this is the exact diagonal of the Hessian that optimal brain damage (LeCun,
+    Denker & Solla 1990, equation 4) approximates by backpropagation.
+    """
+    return _mean_squares(
+        probe,
+        lambda shares, _: [
+            shares[:, [at]].sqrt() * (torch.eye(shares.shape[1], dtype=shares.dtype)[at] - shares)
+            for at in range(shares.shape[1])
+        ],
+    )
+
+
+def _mean_squares(probe: Probe, directions: Callable[[Tensor, Tensor], Sequence[Tensor]]) -> State:
+    """Σ over directions v of the mean over examples of (Σ_c v_c ∂ logit_c/∂w)².
+
+    Args:
+        directions: (softmax, labels) → vectors v, (examples, classes) each.
+    """
+    model = probe.in_evaluation()
+    layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in probe.names}
+    total = {name: torch.zeros_like(layer.get_parameter("weight")) for name, layer in layers.items()}
+    for images, labels in probe.batches():
+        with _calls(layers) as calls:
+            logits: Tensor = model(images)
+        outputs = [output for _, _, output in calls]
+        for vector in directions(logits.detach().softmax(1), labels):
+            above = torch.autograd.grad(logits, outputs, vector, retain_graph=True)
+            for name, layer in layers.items():
+                own = [(call[1], one) for call, one in zip(calls, above, strict=True) if call[0] == name]
+                total[name] += _sum_of_squares(layer, own) / len(probe.examples)
+    return {name: found.detach() for name, found in total.items()}
+
+
+@contextmanager
+def _calls(layers: Mapping[str, nn.Module]) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
+    """Name, input and output of each call of these layers within the block."""
+    found: list[tuple[str, Tensor, Tensor]] = []
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            found.append((name, inputs[0].detach().clone(), output))
+            return output.clone()  # which the next layer may change in place
+
+        return hook
+
+    hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
+    try:
+        yield found
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def _sum_of_squares(layer: nn.Module, calls: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Sum over examples of the square of each one's gradient of a layer's weight.
+
+    Args:
+        calls: Inputs of each call with the gradients of its outputs; examples first.
+    """
+    if isinstance(layer, nn.Linear) and len(calls) == 1 and calls[0][0].dim() == 2:
+        inputs, above = calls[0]
+        return above.square().t() @ inputs.square()  # each gradient is an outer product
+
+    def through(weight: Tensor, one: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        outputs = [functional_call(layer, {"weight": weight}, (inputs[None],))[0] for inputs, _ in one]
+        return sum(((output * above).sum() for output, (_, above) in zip(outputs, one, strict=True)), torch.zeros(()))
+
+    weight = layer.get_parameter("weight").detach()
+    total = torch.zeros_like(weight)
+    for first in range(0, len(calls[0][0]), AT_ONCE):
+        some = [(inputs[first : first + AT_ONCE], above[first : first + AT_ONCE]) for inputs, above in calls]
+        total += vmap(grad(through), (None, 0))(weight, some).square().sum(0)
+    return total
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A kind of evidence: how it is measured, and what that costs."""
+
+    of: Callable[[Probe], State]
+    passes: Callable[[int, int], float]
+    """(examples, classes) → forward and backward passes of one example."""
+
+
+MEASURED = {
+    "gradient": Measured(loss_gradients, lambda examples, classes: examples),
+    "hessian_gradient": Measured(hessian_gradients, lambda examples, classes: 3.0 * examples),
+    "flow_gradient": Measured(flow_gradients, lambda examples, classes: 1.0),
+    "squared_gradient": Measured(squared_gradients, lambda examples, classes: examples),
+    "curvature": Measured(curvatures, lambda examples, classes: float(classes * examples)),
+}
+"""By the name of the evidence."""
+
+
+def measure(probe: Probe, needs: Collection[str]) -> dict[str, State]:
+    """Each kind of evidence that is needed and measured with examples: name → weight → numbers of its shape."""
+    return {name: MEASURED[name].of(probe) for name in MEASURED if name in needs}
+
+
+def passes(needs: Collection[str], examples: int, classes: int) -> float:
+    """Forward and backward passes of one example that `measure` takes."""
+    return sum(MEASURED[name].passes(examples, classes) for name in MEASURED if name in needs)

@@ -1,0 +1,48 @@
+"""How much is pruned, in which steps and layers: what cannot be asked of a method."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from ticketlab.recipe import PruningSection, Recipe
+from ticketlab.recipe_file import Problem
+
+
+def check_amounts(recipe: Recipe) -> list[Problem]:
+    """Settings of densities, allocation and rounds that the recipe's method would ignore, or cannot follow."""
+    method, pruning, usual = recipe.method, recipe.pruning, PruningSection()
+    given, by_shape = pruning.densities, pruning.allocation != "rate"
+    rules = [
+        (bool(given) and method == "early_bird", "densities", "early_bird has its own: early_bird.densities"),
+        (bool(given) and pruning.rate != usual.rate, "rate", "pruning.densities says how much; leave rate out"),
+        (
+            bool(given) and not recipe.prunes_in_training and pruning.levels != usual.levels,
+            "levels",
+            "there is one level for each of pruning.densities; leave levels out",
+        ),
+        (
+            recipe.prunes_in_training and len(given) > 1,
+            "densities",
+            f"{method} is one training with one density at its end; make a run for each: "
+            "-s pruning.densities='[0.2]','[0.1]'",
+        ),
+        (any(one <= other for one, other in pairwise(given)), "densities", "name them from dense to sparse, each once"),
+        (by_shape and pruning.scope == "global", "allocation", f"{pruning.allocation} belongs to scope: layer"),
+        (
+            by_shape and (bool(pruning.rates) or pruning.output_rate is not None),
+            "allocation",
+            f"{pruning.allocation} decides how much of each layer goes; leave rates and output_rate out",
+        ),
+        (
+            by_shape and method == "early_bird" and recipe.early_bird.granularity == "channels",
+            "allocation",
+            f"{pruning.allocation} counts single weights, not channels",
+        ),
+        (
+            method == "at_init" and pruning.after not in ("rewind", "reinit"),
+            "after",
+            "at_init prunes before it trains: rewind (the weights as they are) or reinit",
+        ),
+        (pruning.rounds > 1 and method != "at_init", "rounds", f"belongs to method: at_init, not to {method}"),
+    ]
+    return [(("pruning", name), message) for is_broken, name, message in rules if is_broken]
