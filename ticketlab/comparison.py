@@ -118,7 +118,7 @@ def compare(networks: Sequence[Network], against: str | None = None) -> list[Com
         for data in dict.fromkeys(network.data for network in networks)
     ]
     if against is not None and not any(one.is_named for one in found):
-        known = {name for one in found for name in one.methods()}
+        known = {network.run for network in networks} | {name for one in found for name in one.methods()}
         raise RunError(f"no method or run '{against}' among these{did_you_mean(against, known)}")
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -51,6 +52,8 @@ class Line:
     updated: str | None = None
 
 
+SAME = 1e-3
+"""Numbers that differ by no more than this share of themselves count as one, because lists show few digits."""
 FIELDS = {field.name: str(field.type) for field in fields(Line)}
 
 
@@ -63,9 +66,9 @@ def line(store: RunStore) -> tuple[Line, str | None]:
         known = replace(known, **{**told, "run": str(store.path), "kind": store.kind, "state": state(store, manifest)})
         return replace(known, model=_model(store), **_results(store)), None
     except TicketlabError as error:
-        return known, str(error)
+        return replace(known, state="damaged"), str(error)
     except (KeyError, TypeError) as error:
-        return known, str(outdated(str(store.path), error))
+        return replace(known, state="damaged"), str(outdated(str(store.path), error))
 
 
 def _results(store: RunStore) -> dict[str, Any]:
@@ -120,6 +123,8 @@ def _test(text: str) -> Callable[[Line], bool]:
         known = getattr(one, name)
         if name == "run" and Path(wanted).name == wanted:  # a name, where the field has a path
             known = Path(known).name
+        if isinstance(value, float) and known is not None and math.isclose(known, value, rel_tol=SAME):
+            known = value  # as it is shown
         return known is not None and COMPARE[sign](known, value)
 
     return test

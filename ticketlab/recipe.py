@@ -344,6 +344,9 @@ class ClaimSection(Section):
         is_bounded = self.at_least is not None or self.at_most is not None
         if is_bounded == (self.expected is not None):
             raise PydanticCustomError("claim_bound", "say at_least, at_most, or expected with tolerance")
+        bounds = [bound for bound in (self.at_least, self.at_most, self.expected) if bound is not None]
+        if self.metric.endswith("accuracy") and "/" not in self.that and any(abs(bound) > 1 for bound in bounds):
+            raise PydanticCustomError("claim_share", "accuracies are fractions of 1: write 0.95 for 95 %")
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
             raise PydanticCustomError("claim_order", "at_least is larger than at_most; no mean is both")
 

@@ -1,8 +1,9 @@
 """Rows survive a kill at any byte."""
 
 import csv
+import io
 
-from ticketlab.runs.rows import append_row, read_rows, write_csv
+from ticketlab.runs.rows import append_row, csv_bytes, read_rows
 
 
 def test_a_half_written_row_counts_as_none_and_harms_no_other(tmp_path):
@@ -23,7 +24,7 @@ def test_no_file_has_no_rows(tmp_path):
     assert read_rows(tmp_path / "none.jsonl") == []
 
 
-def test_csv_holds_all_columns(tmp_path):
-    write_csv(tmp_path / "t.csv", [{"a": 1, "w": {"fc": 2}}, {"a": 2, "b": "x"}])
-    with (tmp_path / "t.csv").open(newline="") as file:
-        assert list(csv.DictReader(file)) == [{"a": "1", "w": '{"fc": 2}', "b": ""}, {"a": "2", "w": "", "b": "x"}]
+def test_csv_holds_all_columns():
+    content = csv_bytes([{"a": 1, "w": {"fc": 2}}, {"a": 2, "b": "x"}]).decode()
+    found = list(csv.DictReader(io.StringIO(content, newline="")))
+    assert found == [{"a": "1", "w": '{"fc": 2}', "b": ""}, {"a": "2", "w": "", "b": "x"}]

@@ -47,6 +47,13 @@ def test_finished_levels_are_points_of_their_replicates_curves(tmp_path):
     assert [e.step for e in found.Scalars("test_accuracy/replicate")] == [0, 1]
 
 
+def test_levels_stand_in_order_however_fast_they_come_and_each_once(tmp_path):
+    mask = {"fc.weight": torch.tensor([[True, True]])}
+    for index in (*range(12), 11):  # the last one trained again
+        log_level(tmp_path, level(index, 1.0), mask)
+    assert [e.step for e in read(tmp_path).Scalars("test_accuracy/replicate")] == list(range(12))
+
+
 def test_the_first_layers_mask_is_a_picture_of_the_inputs_it_looks_at(tmp_path):
     mask = torch.zeros(2, 64, dtype=torch.bool)
     mask[:, 0] = True  # the pixel in the upper left corner keeps both of its weights

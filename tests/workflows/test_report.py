@@ -1,5 +1,6 @@
 """Pages of runs of every method; what only some of them have is in tests/cli/test_report.py."""
 
+import csv
 import re
 import shutil
 
@@ -24,7 +25,7 @@ EARLY = ("method=early_bird", "pruning={scope: global}", "early_bird={densities:
         ),
         (
             ("method=gradual", "watch=[sign_flips]"),
-            ["accuracy", "layers", "masks", "cost", "environment"],
+            ["accuracy", "training", "layers", "masks", "cost", "environment"],
             "At ",
         ),
     ],
@@ -55,15 +56,29 @@ def test_a_name_means_the_pruning_run_before_those_that_were_made_from_it(pruned
 
 def test_what_an_earlier_page_left_goes_and_nothing_else(pruned, tmp_path):
     store, machine = pruned("pruning.levels=1")
-    own, mine = store.path / "report", tmp_path / "mine"
-    report_runs(machine.runs, [], None, mine)
-    for folder, is_removed in ((own, False), (own, True), (mine, True)):  # at first there is no page of ours in own
-        stale = folder / "figures" / "run-3-accuracy.png"
-        stale.parent.mkdir(parents=True, exist_ok=True)
-        stale.touch()
-        report_runs(machine.runs, [], None, None if folder is own else mine)
-        assert stale.exists() != is_removed
+    other, _ = pruned("pruning.levels=1", "seed=1")
+    folder = tmp_path / "mine"
+    for name in ("data/raw.bin", "figures/photo.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    report_runs(machine.runs, [store.name, other.name], None, folder)
+    assert (folder / "figures" / "run-2-accuracy.png").exists()
+    for _ in range(2):
+        report_runs(machine.runs, [store.name], None, folder)
+        assert not list(folder.glob("*/run-2*")) and not list(folder.glob("*/comparison*"))
         assert (folder / "figures" / "accuracy.png").exists() and (folder / "data" / "levels.csv").exists()
+        assert (folder / "data" / "raw.bin").exists() and (folder / "figures" / "photo.png").exists()
+
+
+def test_nothing_of_somebody_else_is_written_over(pruned, tmp_path):
+    _, machine = pruned("pruning.levels=1")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "levels.csv").write_text("mine")
+    with pytest.raises(RunError, match=r"levels\.csv: is there already, and not of ticketlab report; name another"):
+        report_runs(machine.runs, [], None, tmp_path)
+    assert not (tmp_path / "index.html").exists() and (tmp_path / "data" / "levels.csv").read_text() == "mine"
+    mine = tmp_path / "mine"
+    mine.mkdir()
     (mine / "index.html").write_text("<title>somebody's own page</title>")
     with pytest.raises(RunError, match=r"index\.html: was not written by ticketlab report; name another folder"):
         report_runs(machine.runs, [], None, mine)
@@ -117,3 +132,26 @@ def test_a_page_says_which_levels_lack_a_replicate(pruned):
         (store.level_dir(2, level) / "metrics.json").unlink()
     page = report_runs(machine.runs, [], None, None).page.read_text()
     assert "Not every replicate has finished levels 1 to 2: means there are over fewer seeds" in page
+
+
+def table(store, name):
+    """Rows of a file beside a run's page."""
+    text = (store.path / "report" / "data" / f"{name}.csv").read_text()
+    return list(csv.DictReader(text.splitlines()))
+
+
+def test_an_early_bird_page_says_what_the_draws_cost(pruned):
+    store, machine = pruned("method=early_bird", "pruning={}", "early_bird={densities: [0.5], every: 2it}")
+    done = report_runs(machine.runs, [], None, None)
+    (row,) = table(store, "draws")
+    assert float(row["executed_dense"]) > 0 and row["density"] == "0.5"
+    first = table(store, "search")[0]
+    assert (first["step"], first["to_step"]) == ("4", "2") and 0 <= float(first["distance"]) < 2
+    assert "against one-shot pruning" in done.page.read_text()
+
+
+def test_one_training_is_one_curve(pruned):
+    store, machine = pruned("method=gradual", "pruning={levels: 2}")
+    report_runs(machine.runs, [], None, None)
+    rows = table(store, "training")
+    assert [row["step"] for row in rows] == ["10", "20", "30"] and {row["level"] for row in rows} == {"2"}

@@ -53,7 +53,9 @@ def ls(
                 render.note(f"warning: {problem}")
         fit = ordered(fitting([one for one, _ in found], where or ()), sort)
         if found and not fit:
-            render.note(f"none of {counted(len(found), 'run')} fits; accuracies and densities are shares, 0.95 or 95%")
+            shares = any(name in condition for condition in where or () for name in ("density", "accuracy"))
+            hint = "; accuracies and densities are shares, 0.95 or 95%" if shares else ""
+            render.note(f"none of {counted(len(found), 'run')} fits{hint}")
         _listed(fit, json)
 
 

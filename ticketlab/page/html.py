@@ -13,6 +13,7 @@ from markupsafe import Markup
 from ticketlab.page.blocks import Page, Picture, Table, Text
 
 REFERENCES = re.compile(r'( id="|url\(#|href="#)')
+BESIDE = re.compile(r'href="((?:figures|data)/[^"/]+)"')
 OURS = {"#000000": "currentColor", "#ffffff": "var(--paper)"}
 """Colours of a drawing that follow the page, light or dark."""
 GENERATOR = "ticketlab report"
@@ -35,12 +36,13 @@ def html(page: Page, drawings: Mapping[str, bytes]) -> str:
     )
 
 
-def is_page(path: Path) -> bool:
-    """Whether a file is such a document."""
+def linked(path: Path) -> set[str] | None:
+    """Names of the files beside such a document that it links to; None for a file that is none."""
     try:
-        return f'content="{GENERATOR}"' in path.read_text(encoding="utf-8")[:2000]
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return False
+        return None
+    return set(BESIDE.findall(text)) if f'content="{GENERATOR}"' in text[:2000] else None
 
 
 def _template() -> Template:

@@ -7,14 +7,14 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from ticketlab import run_figures, ticket_figures
+from ticketlab import ticket_figures
 from ticketlab.claims import expected_in_words, measured_in_words
-from ticketlab.draws import SEARCH
-from ticketlab.figures import mask_distances, signed
+from ticketlab.figures import signed
 from ticketlab.page.blocks import Block, Page, Picture, Section, Table, Text
 from ticketlab.page.cost import again, cost
 from ticketlab.page.facts import Facts
 from ticketlab.page.masks import layers, masks
+from ticketlab.page.training import searches, training
 from ticketlab.page.words import interval, percent, percents, points, stand_in
 from ticketlab.report import Row, level_names, sparsest, state, winning
 from ticketlab.runs.results import CLAIMS, STABILITY, SUPERMASK
@@ -41,14 +41,14 @@ def pruning_page(store: RunStore, names: Collection[str] | None = None) -> Page:
 
 
 def _lead(facts: Facts) -> Iterator[str]:
-    recipe, rows = facts.recipe, facts.rows
-    replicates = len({level.replicate for level in facts.levels})
+    recipe, replicates = facts.recipe, len({level.replicate for level in facts.levels})
+    rows = [row for row in facts.rows if row.test_accuracy.n == replicates]
     yield (
         f"{recipe.model.name} on {facts.manifest['data']}, {recipe.method}: {_so_far(replicates, recipe.replicates)}"
         f"{counted(recipe.replicates, 'replicate')}, {counted(len(rows), 'level')}, "
         f"{state(facts.store, facts.manifest)}."
     )
-    partial = [row.level for row in rows if row.test_accuracy.n < replicates]
+    partial = [row.level for row in facts.rows if row not in rows]
     if partial:
         yield (
             f"Not every replicate has finished {_spelled(partial)}: means there are over fewer seeds than at level 0, "
@@ -271,47 +271,16 @@ def _supermasks(facts: Facts) -> Iterator[Block]:
     )  # fmt: skip
 
 
-def _training(facts: Facts) -> Iterator[Block]:
-    trained = [level for level in facts.levels if len(level.curve) > 1]
-    if trained:
-        yield Picture(
-            "training",
-            "Validation loss and accuracy while each level trained; darker lines are denser networks",
-            f"Validation loss against the step; mean early-stop steps go from "
-            f"{facts.rows[0].early_stop_step.mean:.0f} to {facts.rows[-1].early_stop_step.mean:.0f}.",
-            run_figures.training_curves(trained),
-            [
-                {"level": level.level, "density": level.density, "replicate": level.replicate, **point}
-                for level in trained
-                for point in level.curve
-            ],
-        )
-
-
-def _searches(facts: Facts) -> Iterator[Block]:
-    for replicate in facts.store.replicates()[:1]:
-        record = facts.record(f"replicate_{replicate}/{SEARCH}")
-        if record is not None and record["steps"]:
-            drawn = ", ".join(str(one["step"]) for one in record["draws"] if one["chosen"])
-            yield Picture(
-                "search",
-                "The early-bird search of replicate 1: distances between masks drawn while the dense network trained, "
-                "and the step at which each ticket was drawn (orange)",
-                f"Tickets were drawn at steps {drawn}.",
-                mask_distances(record),
-            )
-
-
 SECTIONS: Sequence[tuple[str, str, Callable[[Facts], Iterator[Block]]]] = (
     ("claims", "Claims", _claims),
     ("accuracy", "Accuracy and early stopping", _accuracy),
     ("controls", "Controls", _controls),
     ("stability", "Stability", _stability),
     ("supermasks", "Supermasks", _supermasks),
-    ("training", "Training", _training),
+    ("training", "Training", training),
     ("layers", "Layers", layers),
     ("masks", "Masks", masks),
-    ("search", "Early-bird search", _searches),
+    ("search", "Early-bird search", searches),
     ("cost", "Cost", cost),
     ("environment", "To make it again", again),
 )

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,12 +49,10 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_others(folders: Sequence[Path], kept: Collection[Path]) -> None:
-    """Remove the files in some folders that are not among those kept."""
-    for folder in folders:
-        for path in folder.glob("*"):
-            if path not in kept and path.is_file():
-                path.unlink(missing_ok=True)
+def remove(paths: Iterable[Path]) -> None:
+    """Delete files; those that are gone already are no error."""
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

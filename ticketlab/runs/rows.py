@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ticketlab.runs.files import write_bytes
-
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Add a row and put it on the disk; only one process may write a file."""
@@ -41,14 +39,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as a table; columns in the order of the first row, values that are no plain ones as JSON."""
+def csv_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows as a table in CSV; columns in the order of the first row, values that are no plain ones as JSON."""
     text = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.writer(text)
     writer.writerow(names)
     writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
-    write_bytes(path, text.getvalue().encode())
+    return text.getvalue().encode()
 
 
 def _cell(value: Any) -> Any:

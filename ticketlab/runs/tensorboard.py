@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +19,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from ticketlab.pruning.masks import Mask
 from ticketlab.pruning.overlap import first_layer, is_comparable, kept_by_both
+from ticketlab.runs.files import write_bytes
 from ticketlab.runs.store import Level
 
 MARGIN = ("test_accuracy/mean", "test_accuracy/lowest", "test_accuracy/highest")
@@ -54,6 +58,9 @@ class LevelEvents(Events):
     """Events of one level; a level taken up at step `start` hides what was logged beyond it before."""
 
     def __init__(self, folder: Path, start: int) -> None:
+        # the name of a file begins with the second and then says nothing of order
+        while list(folder.glob(f"events.out.tfevents.{int(time.time()):010}.*")):
+            time.sleep(0.05)
         super().__init__(SummaryWriter(str(folder), purge_step=start))
 
     def point(self, step: int, values: Mapping[str, float]) -> None:
@@ -103,7 +110,7 @@ def log_level(
         before: Mask of the level before, where there is one.
         inputs: Mean training image, (height, width), to see what the mask looks at.
     """
-    with SummaryWriter(str(folder)) as writer:
+    with _whole_file(folder, f"level_{level.level:04}") as writer:
         writer.add_scalar("test_accuracy/replicate", level.test_accuracy, level.level)
         writer.add_scalar("early_stop/step", level.early_stop_step, level.level)
         for name, value in level.layers.items():
@@ -117,6 +124,23 @@ def log_level(
             behind = inputs if inputs is not None and inputs.shape == shares.shape else None
             tag = f"mask/{name} (bright: weights that remain)" if behind is None else f"mask/{name} {OVER_INPUTS}"
             writer.add_image(tag, _magnified(shares, behind), level.level, dataformats="HWC")
+
+
+@contextmanager
+def _whole_file(folder: Path, name: str) -> Iterator[SummaryWriter]:
+    """A writer of one file of events in a folder that has several: it takes the place of an earlier one of its name.
+
+    TensorBoard reads the files of a folder by their names, which begin with the second; the writer's own go on with a
+    plain number, of which 10 comes before 9.
+    """
+    with tempfile.TemporaryDirectory() as aside:
+        with SummaryWriter(aside) as writer:
+            yield writer
+        (made,) = Path(aside).iterdir()
+        content = made.read_bytes()
+    for old in folder.glob(f"events.out.tfevents.*.{name}"):
+        old.unlink()
+    write_bytes(folder / f"events.out.tfevents.{int(time.time()):010}.{name}", content)
 
 
 def _magnified(shares: NDArray[np.float64], behind: NDArray[np.float32] | None) -> NDArray[np.uint8]:

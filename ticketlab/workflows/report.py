@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,10 @@ from ticketlab.comparison import Comparison, compare, run_networks, table_rows
 from ticketlab.errors import RunError
 from ticketlab.page.blocks import Page
 from ticketlab.report import run_levels, state
-from ticketlab.runs.files import remove_others
+from ticketlab.runs.files import remove
 from ticketlab.runs.find import asked_for, find_run, find_runs, list_runs, prune_first
 from ticketlab.runs.results import OF_KIND
-from ticketlab.runs.rows import write_csv
+from ticketlab.runs.rows import csv_bytes
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.whole import outdated
 
@@ -51,27 +51,39 @@ def report_runs(root: Path, names: Sequence[str], against: str | None, out: Path
         against: Of several: the method or run that the others are compared with.
         out: Folder [default: `report` in the run, or in `root` for several].
 
-    What an earlier page left there is removed.
+    Files of an earlier page there that this one does not have are removed, and nothing else.
 
     Raises RunError for a run with nothing to show yet, for several that were not made by pruning or have one name, for
-    one that is to be compared with another, where the folder has a page of somebody else, and where the files cannot
-    be written.
+    one that is to be compared with another, where the folder has a page or files of somebody else, and where the files
+    cannot be written.
     """
-    from ticketlab.page.html import html, is_page
+    from ticketlab.page.html import html, linked
 
     stores = _named(root, names)
     if against is not None and len(stores) == 1:
         raise RunError(f"--against {against}: there is only {stores[0].path}; name the runs to compare")
     folder = out or (stores[0].path if len(stores) == 1 else root) / "report"
-    is_ours = is_page(folder / PAGE)
-    if (folder / PAGE).exists() and not is_ours:
+    earlier = linked(folder / PAGE)
+    if (folder / PAGE).exists() and earlier is None:
         raise RunError(f"{folder / PAGE}: was not written by ticketlab report; name another folder with --out")
     page = _page(stores, against)
     with _writing(folder):
-        content = html(page, _write_beside(page, folder, is_ours)).encode()
-        RunStore(folder).write_file(PAGE, content)
+        drawings, beside = _beside(page)
+        _refuse_foreign(folder, beside, earlier or set())
+        content = html(page, drawings).encode()
+        # the page first: it names the files beside it, so that one that is cut short here is made whole by the next
+        for name, written in {PAGE: content, **beside}.items():
+            RunStore(folder).write_file(name, written)
+        remove([folder / name for name in (earlier or set()) - set(beside)])
     found = [store.path for store in stores]
     return Reported(folder / PAGE, len(page.pictures), len(page.tables), len(content), found)
+
+
+def _refuse_foreign(folder: Path, names: Iterable[str], earlier: Collection[str]) -> None:
+    """Raise RunError for a file that would be written over and that no page of ours has left there."""
+    for name in names:
+        if (folder / name).exists() and name not in earlier:
+            raise RunError(f"{folder / name}: is there already, and not of ticketlab report; name another folder")
 
 
 def _named(root: Path, names: Sequence[str]) -> list[RunStore]:
@@ -145,28 +157,17 @@ def _page(stores: Sequence[RunStore], against: str | None) -> Page:
         raise outdated(", ".join(str(store.path) for store in stores), error) from error
 
 
-def _write_beside(page: Page, folder: Path, is_ours: bool) -> dict[str, bytes]:
-    """Figures as files for papers, tables as CSV; returns the drawings, SVG by name.
-
-    Args:
-        is_ours: Whether all that lies there was written by this function; what another page left is then removed.
-    """
+def _beside(page: Page) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Drawings as SVG, by name; and the files beside a page: figures for papers, tables as CSV."""
     from ticketlab.figures import encode
 
-    kept, drawings = RunStore(folder), {}
-    written: set[Path] = set()
+    drawings: dict[str, bytes] = {}
+    found: dict[str, bytes] = {}
     for picture in page.pictures:
         files = encode(picture.figure)
         drawings[picture.name] = files["svg"]
-        for kind, content in files.items():
-            kept.write_file(f"{FIGURES}/{picture.name}.{kind}", content)
-            written.add(folder / FIGURES / f"{picture.name}.{kind}")
-    for name, rows in page.data.items():
-        written.add(folder / DATA / f"{name}.csv")
-        write_csv(folder / DATA / f"{name}.csv", rows)
-    if is_ours:
-        remove_others([folder / FIGURES, folder / DATA], written)
-    return drawings
+        found |= {f"{FIGURES}/{picture.name}.{kind}": content for kind, content in files.items()}
+    return drawings, found | {f"{DATA}/{name}.csv": csv_bytes(rows) for name, rows in page.data.items()}
 
 
 def compare_runs(root: Path, names: Sequence[str], against: str | None, out: Path) -> Compared:
@@ -191,7 +192,8 @@ def _write(comparisons: Sequence[Comparison], out: Path) -> list[Path]:
     from ticketlab.figures import encode, methods_side_by_side  # matplotlib takes half a second to load
 
     folder, files = RunStore(out), [out / "comparison.csv"]
-    write_csv(files[0], [row for comparison in comparisons for row in table_rows(comparison)])
+    rows = [row for comparison in comparisons for row in table_rows(comparison)]
+    folder.write_file(files[0].name, csv_bytes(rows))
     for kind, content in encode(methods_side_by_side(comparisons)).items():
         files.append(out / f"comparison.{kind}")
         folder.write_file(files[-1].name, content)

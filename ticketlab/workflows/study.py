@@ -37,7 +37,7 @@ from ticketlab.pruning.masks import full_mask
 from ticketlab.recipe import TrainSection
 from ticketlab.runs.manifest import short_hash
 from ticketlab.runs.results import STUDY
-from ticketlab.runs.rows import append_row, read_rows, write_csv
+from ticketlab.runs.rows import append_row, csv_bytes, read_rows
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.training.distil import distil_steps
@@ -222,7 +222,8 @@ def publish(study: RunStore, first: RunStore, machine: Machine, rows: list[dict[
     for name, picture in pictures.items():
         for kind, content in picture.items():
             study.write_file(f"{name}.{kind}", content)
-    write_csv(study.path / "cells.csv", [{k: v for k, v in row.items() if k != "key"} for row in rows])
+    cells = [{k: v for k, v in row.items() if k != "key"} for row in rows]
+    study.write_file("cells.csv", csv_bytes(cells))
     write_pictures(study.path, {name: picture["png"] for name, picture in pictures.items()})
     record = {
         "run": str(study.path),
