@@ -49,7 +49,7 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove(paths: Iterable[Path]) -> None:
+def remove_files(paths: Iterable[Path]) -> None:
     """Delete files; those that are gone already are no error."""
     for path in paths:
         path.unlink(missing_ok=True)

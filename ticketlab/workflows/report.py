@@ -11,7 +11,7 @@ from ticketlab.comparison import Comparison, compare, run_networks, table_rows
 from ticketlab.errors import RunError
 from ticketlab.page.blocks import Page
 from ticketlab.report import run_levels, state
-from ticketlab.runs.files import remove
+from ticketlab.runs.files import remove_files
 from ticketlab.runs.find import asked_for, find_run, find_runs, list_runs, prune_first
 from ticketlab.runs.results import OF_KIND
 from ticketlab.runs.rows import csv_bytes
@@ -74,7 +74,7 @@ def report_runs(root: Path, names: Sequence[str], against: str | None, out: Path
         # the page first: it names the files beside it, so that one that is cut short here is made whole by the next
         for name, written in {PAGE: content, **beside}.items():
             RunStore(folder).write_file(name, written)
-        remove([folder / name for name in (earlier or set()) - set(beside)])
+        remove_files([folder / name for name in (earlier or set()) - set(beside)])
     found = [store.path for store in stores]
     return Reported(folder / PAGE, len(page.pictures), len(page.tables), len(content), found)
 
