@@ -206,7 +206,7 @@ def _share(other: Level, level: Level, recipe: Recipe) -> float:
         return 1.0
     if recipe.method == "transfer" or other.level > level.level:
         return 0.0
-    if recipe.method == "at_init":  # level 0 up to the step at which it was pruned
+    if recipe.prunes_at_init:  # level 0 up to the step at which it was pruned
         return 1 - level.steps / other.steps if other.level == 0 else 0.0
     return float(other.level == 0 or recipe.method != "oneshot")
 

@@ -131,8 +131,8 @@ class PruningSection(Section):
     """How many weights each layer keeps where scope is layer: the same share, or more of small layers (Erdős–Rényi):
     as (inputs + units) / (inputs · units); erk counts the sides of kernels with them (Evci et al. 2020)."""
     rounds: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """method: at_init. Prunings on the way to a level's density, each by the same share of what remains; the criterion
-    looks anew before each (synflow: 100)."""
+    """method: at_init or dynamic. Prunings on the way to a level's density, each by the same share of what remains; the
+    criterion looks anew before each (synflow: 100)."""
     examples: Annotated[int, Field(ge=1)] = 1000
     """Training examples that criteria with gradients look at, drawn by the replicate's seed."""
     rewind: Time = Duration(0, "it")
@@ -157,6 +157,27 @@ class ScheduleSection(Section):
     shape: Literal["constant", "cubic"] = "constant"
     """constant: the rate of what remains goes each time (FlipOut's halvings); cubic: as many in all, most of them
     early (Zhu & Gupta 2017, equation 1)."""
+
+
+class DynamicSection(Section):
+    """method: dynamic. Weights that are replaced by others while a level trains; as many remain all the time."""
+
+    grow: Literal["gradient", "random", "momentum"] = "gradient"
+    """Which come: those of the largest gradient (RigL), any (SET), or those of the largest mean gradient over time,
+    which also decides how many come to each layer (sparse momentum)."""
+    drop: Literal["magnitude", "sign"] = "magnitude"
+    """Which go: a `fraction` of each layer, the smallest; or all that have left the sign they were given (deep
+    rewiring), with every: 1it."""
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of a layer's remaining weights that goes the first time."""
+    decay: Literal["cosine", "constant"] = "cosine"
+    """How the share goes on: down to none at `until`, or as it is."""
+    every: Time = Duration(100, "it")
+    """Time between replacements."""
+    until: Time | None = None
+    """Time after which the mask stays as it is; left out, three quarters of the training."""
+    momentum: Fraction = 0.9
+    """grow: momentum. What the mean gradient keeps of itself at every step."""
 
 
 class SignFlipsSection(Section):
@@ -354,9 +375,10 @@ class ClaimSection(Section):
 class Recipe(Section):
     """One experiment."""
 
-    method: Literal["imp", "oneshot", "at_init", "early_bird", "sign_flip", "gradual", "transfer"] = "imp"
+    method: Literal["imp", "oneshot", "at_init", "dynamic", "early_bird", "sign_flip", "gradual", "transfer"] = "imp"
     """imp: iterative pruning, level by level; oneshot: every level prunes the dense network at once; at_init: every
-    level prunes the network as it is at the rewind step, before it is trained; early_bird: tickets are drawn while the
+    level prunes the network as it is at the rewind step, before it is trained; dynamic: the same, and weights are
+    replaced while it trains; early_bird: tickets are drawn while the
     dense network trains, as soon as their masks stop moving; sign_flip: one training, in which weights go that change
     sign often; gradual: the same by any other criterion; transfer: the ticket of another run, trained as this recipe
     says."""
@@ -368,6 +390,7 @@ class Recipe(Section):
     pruning: PruningSection = PruningSection()
     early_bird: EarlyBirdSection = EarlyBirdSection()
     schedule: ScheduleSection = ScheduleSection()
+    dynamic: DynamicSection = DynamicSection()
     sign_flips: SignFlipsSection = SignFlipsSection()
     federate: FederateSection = FederateSection()
     watch: Annotated[tuple[Literal["sign_flips"], ...], Field(strict=False)] = ()
@@ -385,6 +408,11 @@ class Recipe(Section):
     def levels(self) -> int:
         """Levels after level 0 that the pruning section asks for."""
         return self.pruning.levels if self.prunes_in_training else len(self.pruning.densities) or self.pruning.levels
+
+    @property
+    def prunes_at_init(self) -> bool:
+        """Whether levels are pruned before they are trained, without the dense network's training."""
+        return self.method in ("at_init", "dynamic")
 
     @property
     def prunes_in_training(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,26 +98,33 @@ def keep_by_shape(shapes: Mapping[str, Sequence[int]], keep: int, with_kernel: b
         raise PruningError(f"cannot keep {keep} of {sum(sizes.values())} weights in {', '.join(sizes)}")
     sides = {name: shape if with_kernel else shape[:2] for name, shape in shapes.items()}
     parts = {name: sizes[name] * sum(side) / math.prod(side) for name, side in sides.items()}
-    dense: set[str] = set()
+    counts = {name: max(1, count) for name, count in share_out(parts, sizes, keep).items()}
+    while sum(counts.values()) > keep:  # a layer had to be given its one weight
+        counts[max(counts, key=lambda name: counts[name])] -= 1
+    return counts
+
+
+def share_out(parts: Mapping[str, float], room: Mapping[str, int], total: int) -> dict[str, int]:
+    """Whole numbers of this sum in proportion to `parts`; what one has no room for goes to the others.
+
+    Fractions are cut off; what that leaves goes to the largest ones, the earlier of equal ones.
+    """
+    full: set[str] = set()
     while True:
-        rest = keep - sum(sizes[name] for name in dense)
-        scale = rest / sum(part for name, part in parts.items() if name not in dense) if len(dense) < len(parts) else 0
-        over = {name for name, part in parts.items() if name not in dense and scale * part > sizes[name]}
+        rest = total - sum(room[name] for name in full)
+        whole = sum(part for name, part in parts.items() if name not in full) or 1.0
+        wanted = {name: float(room[name]) if name in full else rest * part / whole for name, part in parts.items()}
+        over = {name for name in parts if name not in full and wanted[name] > room[name]}
         if not over:
             break
-        dense |= over
-    wanted = {name: float(sizes[name]) if name in dense else scale * part for name, part in parts.items()}
-    return _whole_counts(wanted, keep)
-
-
-def _whole_counts(wanted: Mapping[str, float], total: int) -> dict[str, int]:
-    """Whole numbers near those wanted, of this sum, one or more each: the largest remainders are rounded up."""
-    counts = {name: max(1, math.floor(count)) for name, count in wanted.items()}
-    by_remainder = sorted(wanted, key=lambda name: counts[name] - wanted[name])
-    for name in itertools.islice(itertools.cycle(by_remainder), max(0, total - sum(counts.values()))):
-        counts[name] += 1
-    while sum(counts.values()) > total:  # layers that had to be given their one weight
-        counts[max(counts, key=lambda name: counts[name])] -= 1
+        full |= over
+    counts = {name: math.floor(count) for name, count in wanted.items()}
+    while missing := total - sum(counts.values()):
+        free = sorted(
+            (name for name in parts if counts[name] < room[name]), key=lambda name: counts[name] - wanted[name]
+        )
+        for name in free[:missing]:
+            counts[name] += 1
     return counts
 
 

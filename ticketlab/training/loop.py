@@ -45,6 +45,8 @@ class Adjust:
     """μ of the proximal term (Li et al. 2020, equation 2)."""
     bfloat16: bool = False
     """Forward pass in bfloat16 where that loses little (autocast); weights, gradients and optimizer stay float32."""
+    see: Callable[[int], None] | None = None
+    """Called with the number of the step, once all gradients are there, those of removed weights among them."""
     channels_last: bool = False
     """Images, and with them activations, are laid out pixel by pixel; weights keep their layout."""
 
@@ -84,6 +86,8 @@ def train_steps(
             group["lr"] = learning_rate(index)
         loss = functional.cross_entropy(_logits(model, images, adjust), labels)
         loss.backward()
+        if adjust.see is not None:
+            adjust.see(index + 1)
         for parameter, anchor in adjust.towards:
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - anchor, alpha=adjust.pull)

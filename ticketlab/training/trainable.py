@@ -65,6 +65,17 @@ class Trainable:
         if name in self.mask:
             self.mask[name] = self.mask[name] & ~gone
 
+    def change_(self, name: str, kept: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Let these weights remain from now on: those that go lose value and memory, those that come start from zero.
+
+        Args:
+            kept: Bool, in the weight's shape; only of a layer that stayed dense.
+        """
+        self.remove_(name, self.mask[name] & ~kept, optimizer)
+        parameter = self.prunable()[name]
+        next(numbers for owner, numbers in self.frozen if owner is parameter).copy_(kept)
+        self.mask[name] = kept
+
     def prunable(self) -> dict[str, nn.Parameter]:
         """The parameter in which each prunable weight is trained: whole, or its remaining values in a row."""
         names = self._whole_names().items()
@@ -121,11 +132,17 @@ class Trainable:
         return (name in self.mask or name in self.sparse) and value.shape == parameter.shape
 
 
-def make_trainable(model: nn.Module, weights: Mapping[str, Tensor], mask: Mask, device: torch.device) -> Trainable:
-    """The network with a ticket's weights, ready to train; layers that are sparse enough become sparse."""
+def make_trainable(
+    model: nn.Module, weights: Mapping[str, Tensor], mask: Mask, device: torch.device, may_grow: bool = False
+) -> Trainable:
+    """The network with a ticket's weights, ready to train; layers that are sparse enough become sparse.
+
+    Args:
+        may_grow: Removed weights may come back: all layers stay dense.
+    """
     model = copy.deepcopy(model)
     model.load_state_dict(weights)
-    sparse = sparse_layers(model, mask, device)
+    sparse = {} if may_grow else sparse_layers(model, mask, device)
     for name, kept in sparse.items():
         parent, _, child = name.removesuffix(".weight").rpartition(".")
         layer = model.get_submodule(name.removesuffix(".weight"))

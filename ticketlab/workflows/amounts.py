@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from ticketlab.recipe import PruningSection, Recipe
 from ticketlab.recipe_file import Problem
+from ticketlab.workflows.schedule import counts_flips
 
 
 def check_amounts(recipe: Recipe) -> list[Problem]:
@@ -39,10 +40,19 @@ def check_amounts(recipe: Recipe) -> list[Problem]:
             f"{pruning.allocation} counts single weights, not channels",
         ),
         (
-            method == "at_init" and pruning.after not in ("rewind", "reinit"),
+            recipe.prunes_at_init and pruning.after not in ("rewind", "reinit"),
             "after",
-            "at_init prunes before it trains: rewind (the weights as they are) or reinit",
+            f"{method} prunes before it trains: rewind (the weights as they are) or reinit",
         ),
-        (pruning.rounds > 1 and method != "at_init", "rounds", f"belongs to method: at_init, not to {method}"),
+        (
+            recipe.prunes_at_init and counts_flips(recipe),
+            "criterion",
+            f"{method} counts no sign flips: before training there are none",
+        ),
+        (
+            pruning.rounds > 1 and not recipe.prunes_at_init,
+            "rounds",
+            f"belongs to methods at_init and dynamic, not to {method}",
+        ),
     ]
     return [(("pruning", name), message) for is_broken, name, message in rules if is_broken]

@@ -29,6 +29,7 @@ from ticketlab.registry import check_options, did_you_mean, file_digest, load_fi
 from ticketlab.report import SAME_DENSITY
 from ticketlab.workflows.amounts import check_amounts
 from ticketlab.workflows.build import build_model, check_model
+from ticketlab.workflows.rewiring import Rewiring, check_dynamic, check_rewiring, make_rewiring
 from ticketlab.workflows.schedule import Schedule, check_counting, check_schedule, make_schedule
 from ticketlab.workflows.targets import EarlyBird, check_method, check_search, make_search
 from ticketlab.workflows.ticket_source import TicketSource, check_ticket
@@ -73,6 +74,8 @@ class Plan:
     """What is searched for while level 0 trains."""
     schedule: Schedule | None = None
     """When the one training of all levels is pruned; None where each level is a training of its own."""
+    rewiring: Rewiring | None = None
+    """When weights are replaced while levels train."""
     half_life: int | None = None
     """Steps after which a sign flip counts half."""
     source: TicketSource | None = None
@@ -221,7 +224,8 @@ def check_recipe(file: RecipeFile) -> None:
     for key, data in (("name", recipe.data.name), ("offline", recipe.data.offline)):
         if data is not None:
             problems += _check(("data", key), partial(datasets.find, data), {})
-    problems += check_method(recipe) + check_amounts(recipe) + check_counting(recipe) + check_ticket(recipe)
+    problems += check_method(recipe) + check_amounts(recipe) + check_dynamic(recipe)
+    problems += check_counting(recipe) + check_ticket(recipe)
     if problems:
         raise file.error(problems)
 
@@ -362,6 +366,7 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
         evaluate_every=train.evaluate_every.steps(per_epoch),
         early_bird=search,
         schedule=make_schedule(recipe, per_epoch) if recipe.prunes_in_training else None,
+        rewiring=make_rewiring(recipe, per_epoch) if recipe.method == "dynamic" else None,
         half_life=recipe.sign_flips.half_life.steps(per_epoch) if recipe.sign_flips.half_life else None,
     )
 
@@ -379,6 +384,8 @@ def _check_times(recipe: Recipe, per_epoch: int) -> list[Problem]:
         problems += check_search(recipe, per_epoch)
     elif recipe.prunes_in_training:
         problems += check_schedule(recipe, per_epoch)
+    elif recipe.method == "dynamic":
+        problems += check_rewiring(recipe, per_epoch)
     return problems
 
 

@@ -5,8 +5,8 @@
 
 Source: Frankle & Carbin 2019, section 2; rewinding to step k: Frankle et al. 2020; learning-rate rewinding and
 fine-tuning: Renda et al. 2020. One-shot pruning takes every mask from level 0, pruning at initialisation from the
-weights that level 0 has at the rewind step. Methods sign_flip and gradual prune
-while training: a level goes on with the weights, the optimizer and the flip counts of the level before.
+weights that level 0 has at the rewind step; of method dynamic that is only the first mask of a level. Methods sign_flip
+and gradual prune while training: a level goes on with the weights, the optimizer and the flip counts of the one before.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from ticketlab.seeds import derive_seed
 from ticketlab.workflows.at_once import AtOnce
 from ticketlab.workflows.flips import FlipWatch
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.rewire import Rewire
 from ticketlab.workflows.schedule import counts_flips
 from ticketlab.workflows.tickets import (
     dense_ticket,
@@ -53,8 +55,8 @@ def prune_replicate(plan: Plan, store: RunStore, replicate: int, settings: Setti
 
 
 def _train(plan: Plan, store: RunStore, replicate: int, level: int, settings: Settings) -> Iterator[Seen]:
-    # of a level that loses weights as it trains, the ticket is what its end leaves
-    ticket = None if loses_weights(plan, level) else store.read_ticket(replicate, level)
+    # of a level whose mask changes as it trains, the ticket is what its end leaves
+    ticket = None if loses_weights(plan, level) or rewires(plan, level) else store.read_ticket(replicate, level)
     began = time.perf_counter()
     if ticket is None:
         ticket = draw_ticket(plan, store, replicate, level)
@@ -68,6 +70,7 @@ def _train(plan: Plan, store: RunStore, replicate: int, level: int, settings: Se
 
 
 def _task(plan: Plan, store: RunStore, replicate: int, level: int, ticket: Ticket) -> LevelTask:
+    batch = plan.recipe.train.batch_size
     return LevelTask(
         replicate=replicate,
         seed=replicate_seed(plan, replicate),
@@ -77,10 +80,19 @@ def _task(plan: Plan, store: RunStore, replicate: int, level: int, ticket: Ticke
         start=plan.start(level),
         stop=plan.stop(level),
         final_lr=level > 0 and plan.recipe.pruning.after == "finetune",
-        settled=plan.schedule.completed(level) if plan.schedule and level else 0,
+        settled=_settled(plan, level),
         optimizer=store.read_optimizer(replicate, level - 1) if plan.schedule and level else None,
         looks=looks(plan, level),
+        may_grow=rewires(plan, level),
+        dense_gradients=batch * plan.rewiring.looks(plan.recipe.dynamic.grow) if plan.rewiring and level else 0,
     )
+
+
+def _settled(plan: Plan, level: int) -> int:
+    """Step from which a level has the mask that it ends with."""
+    if plan.rewiring and level:
+        return plan.rewiring.last
+    return plan.schedule.completed(level) if plan.schedule and level else 0
 
 
 def _warnings(plan: Plan, mask: Mask, replicate: int, level: int) -> Iterator[Notice]:
@@ -100,8 +112,15 @@ def loses_weights(plan: Plan, level: int) -> bool:
     return plan.schedule is not None and plan.schedule.at_once is not None and level > 0
 
 
+def rewires(plan: Plan, level: int) -> bool:
+    """Whether weights are replaced while a level trains."""
+    return plan.rewiring is not None and level > 0
+
+
 def watches(plan: Plan, store: RunStore, task: LevelTask) -> list[Watch]:
     """Who looks on while a level trains."""
+    if rewires(plan, task.level):
+        return [Rewire(plan, store, task, partial(ticket_of, plan, store, task.replicate, task.level))]
     if not counts_flips(plan.recipe):
         return []
     flips = FlipWatch(plan, store, task, _carried(plan, store, task))
@@ -120,10 +139,14 @@ def draw_ticket(plan: Plan, store: RunStore, replicate: int, level: int) -> Tick
     """The mask of a level and the weights that it restarts from, or goes on with."""
     if level == 0:
         return dense_ticket(plan, replicate)
+    return ticket_of(plan, store, replicate, level, draw_mask(plan, store, replicate, level))
+
+
+def ticket_of(plan: Plan, store: RunStore, replicate: int, level: int, mask: Mask) -> Ticket:
+    """The ticket of a level that has this mask."""
     after = plan.recipe.pruning.after
     seed = replicate_seed(plan, replicate)
     facts = ticket_facts(plan, replicate, level, plan.start(level))
-    mask = draw_mask(plan, store, replicate, level)
     if after == "reinit":
         return seeded_ticket(plan, mask, derive_seed(seed, "reinit", level), facts)
     if plan.schedule or after in ("lr_rewind", "finetune"):
@@ -136,12 +159,12 @@ def draw_ticket(plan: Plan, store: RunStore, replicate: int, level: int) -> Tick
 
 def source_level(plan: Plan, level: int) -> int:
     """The level whose trained weights decide a level's mask."""
-    return 0 if plan.recipe.method in ("oneshot", "at_init") else level - 1
+    return 0 if plan.recipe.method == "oneshot" or plan.recipe.prunes_at_init else level - 1
 
 
 def draw_mask(plan: Plan, store: RunStore, replicate: int, level: int) -> Mask:
     """What the source level's trained weights leave for this level; at initialisation, what its first ones leave."""
-    if plan.recipe.method == "at_init":
+    if plan.recipe.prunes_at_init:
         return mask_at_init(plan, replicate, level, store.read_rewind(replicate))
     source = source_level(plan, level)
     before = store.read_ticket(replicate, source)

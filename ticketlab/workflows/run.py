@@ -77,6 +77,7 @@ METHODS = {
     "imp": prune_replicate,
     "oneshot": prune_replicate,
     "at_init": prune_replicate,
+    "dynamic": prune_replicate,
     "sign_flip": prune_replicate,
     "gradual": prune_replicate,
     "early_bird": early_bird_replicate,

@@ -7,12 +7,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from ticketlab.cost import masked_flops, shares, training_flops
+from ticketlab.cost import layer_macs, masked_flops, shares, training_flops
 from ticketlab.data.batches import Examples, Splits, shuffled_batches
 from ticketlab.errors import FailedRun, Interrupted, RunError
 from ticketlab.fusion.paths import effective_density
@@ -64,6 +64,10 @@ class LevelTask:
     """What the optimizer remembers from the level before; None: it starts empty."""
     frozen: State = field(default_factory=dict)
     """Values that removed weights keep instead of zero."""
+    may_grow: bool = False
+    """Removed weights may come back while the level trains."""
+    dense_gradients: float = 0.0
+    """Examples whose gradients are needed of all weights, removed ones among them."""
     looks: float = 0.0
     """Forward and backward passes of one example that the mask took."""
     spent: float = 0.0
@@ -141,6 +145,14 @@ class Watch(Protocol):
         """What to add to the level's record."""
 
 
+@runtime_checkable
+class Seer(Protocol):
+    """A watch that looks at the gradients of all weights, too; one at most."""
+
+    def see(self, step: int) -> None:
+        """Look at them before that step is done, those of removed weights among them."""
+
+
 @dataclass
 class Trainer:
     """The changing state of one level: all of it goes into a checkpoint."""
@@ -187,7 +199,7 @@ def train_level(
             _keep_rewind_point(plan, store, task, trainer)
         began = time.perf_counter()
         stop = trainer.step if _is_done(watches) else task.stop
-        for step in level_steps(plan, task, trainer, splits.train, stop):
+        for step in level_steps(plan, task, trainer, splits.train, stop, _seer(watches)):
             trainer.step = step.index
             trainer.losses.append(step.loss)
             _keep_rewind_point(plan, store, task, trainer)
@@ -227,7 +239,7 @@ def train_level(
 def make_trainer(plan: Plan, task: LevelTask, device: torch.device) -> Trainer:
     """A level before its first step."""
     whole = rebuild(plan.build(0), task.weights)
-    net = make_trainable(whole, task.weights, task.mask, device)
+    net = make_trainable(whole, task.weights, task.mask, device, task.may_grow)
     keep_frozen_(net.model, {name: value.to(device) for name, value in task.frozen.items()})
     optimizer = make_optimizer(net.model.parameters(), plan.recipe.train)
     if task.optimizer is not None:
@@ -239,7 +251,19 @@ def _is_done(watches: Sequence[Watch]) -> bool:
     return any(watch.is_done for watch in watches)
 
 
-def level_steps(plan: Plan, task: LevelTask, trainer: Trainer, examples: Examples, stop: int) -> Iterator[Step]:
+def _seer(watches: Sequence[Watch]) -> Callable[[int], None] | None:
+    """Who looks at the gradients of all weights, if anyone does."""
+    return next((watch.see for watch in watches if isinstance(watch, Seer)), None)
+
+
+def level_steps(
+    plan: Plan,
+    task: LevelTask,
+    trainer: Trainer,
+    examples: Examples,
+    stop: int,
+    see: Callable[[int], None] | None = None,
+) -> Iterator[Step]:
     """Optimizer steps from where the trainer stands to `stop`."""
     train = plan.recipe.train
     order = derive_seed(task.seed, "order")
@@ -255,6 +279,7 @@ def level_steps(plan: Plan, task: LevelTask, trainer: Trainer, examples: Example
         slimming=train.slimming,
         noise=net.noise(train.gradient_noise),
         frozen=net.frozen,
+        see=see,
     )
     return train_steps(net.model, batches, trainer.optimizer, rate, net.mask, trainer.step, stop, adjust)
 
@@ -335,9 +360,14 @@ def _finish(plan: Plan, task: LevelTask, trainer: Trainer, watches: Sequence[Wat
         # frozen weights make paths and operations of their own
         effective_density=None if task.frozen else effective_density(trainer.whole, shape, mask, total),
         flops=None if task.frozen else executed * examples + looking,
-        remaining_flops=None if task.frozen else left * examples + looking,
+        remaining_flops=None if task.frozen else left * examples + looking + _growing(trainer.whole, shape, task),
         **extra,
     )
+
+
+def _growing(model: nn.Module, shape: Sequence[int], task: LevelTask) -> float:
+    """Operations of the gradients of weights that were removed."""
+    return 2.0 * sum(layer_macs(model, shape).values()) * task.dense_gradients if task.dense_gradients else 0.0
 
 
 def _mean_shares(plan: Plan, task: LevelTask, end: Mask) -> dict[str, float]:
