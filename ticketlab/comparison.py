@@ -249,22 +249,29 @@ def common_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def method_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each: method, criterion, and what differs from the common settings."""
+    """A name for each: its variant's or method, criterion, and what differs from the common settings."""
     common = common_settings(settings)
-    return [" ".join([one["method"], one["pruning.criterion"], *_unusual(one, common)]) for one in settings]
+    return [
+        one.get("variant") or " ".join([one["method"], one["pruning.criterion"], *_unusual(one, common)])
+        for one in settings
+    ]
 
 
 def _unusual(one: Mapping[str, Any], common: Mapping[str, Any]) -> list[str]:
     return [
         f"{name.rpartition('.')[2]}={_short(one[name])}"
         for name, usual in common.items()
-        if name not in ("method", "pruning.criterion") and name in one and one[name] != usual
+        if name not in ("method", "pruning.criterion", "variant") and name in one and one[name] != usual
     ]
 
 
 def said(common: Mapping[str, Any]) -> str:
     """Common settings in words; what names tell anyway, or what is simply left out, is not said."""
-    told = {name: value for name, value in common.items() if name not in ("method", "pruning.criterion") and value}
+    told = {
+        name: value
+        for name, value in common.items()
+        if name not in ("method", "pruning.criterion", "variant") and value
+    }
     return ", ".join(f"{name} {_short(value)}" for name, value in told.items())
 
 

@@ -399,6 +399,11 @@ class Recipe(Section):
     """Repetitions with seeds `seed`, `seed + 1`, …; more can be added later."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the first replicate: initial weights, order of data, augmentation."""
+    variants: dict[str, Annotated[tuple[str, ...], Field(strict=False)]] = Field(default_factory=dict)
+    """Recipes that differ in some fields, by name: `rigl: [method=dynamic, pruning.criterion=random]`; ticketlab prune
+    runs all of them, or some with --set variant=rigl,set. Lists of values make several runs, as in --set."""
+    variant: Annotated[str, Field(pattern=r"^\w+$")] | None = None
+    """Which of the variants this recipe is."""
     plugins: Names = ()
     """Python files of one's own that register criteria, models or data sets."""
     claims: Annotated[tuple[ClaimSection, ...], Field(strict=False)] = ()
@@ -443,6 +448,8 @@ def recipe_hash(recipe: Recipe, files: dict[str, str] | None = None) -> str:
     fields.pop("replicates", None)
     fields.pop("federate", None)
     fields.pop("claims", None)
+    fields.pop("variants", None)
+    fields.pop("variant", None)
     if not fields.get("pruning", True):
         del fields["pruning"]
     canonical = json.dumps({"recipe": fields, "files": files or {}}, sort_keys=True, separators=(",", ":"))

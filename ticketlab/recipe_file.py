@@ -83,6 +83,15 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
     return _resolved(path, tree, places, problems, overrides)
 
 
+def read_variants(path: Path) -> dict[str, list[str]]:
+    """The variants that a recipe names, with their overrides; what is wrong with them is told with the recipe."""
+    tree, _ = _parse(_text(path), path, {})
+    found = tree.get("variants")
+    if not isinstance(found, dict) or not all(isinstance(own, list) for own in found.values()):
+        return {}
+    return {str(name): [str(text) for text in own] for name, own in found.items()}
+
+
 def parse_recipe(path: Path, tree: dict[str, Any], overrides: Sequence[str], origin: str) -> RecipeFile:
     """A recipe that stands in no file; `path` says what it is called and where its own files are.
 
@@ -103,7 +112,8 @@ def override(file: RecipeFile, overrides: Sequence[str]) -> RecipeFile:
 def _resolved(
     path: Path, tree: dict[str, Any], places: dict[Key, str], problems: list[Problem], overrides: Sequence[str]
 ) -> RecipeFile:
-    problems += _override(tree, overrides, places)
+    chosen, wrong = _of_variant(tree, overrides)
+    problems += wrong + _override(tree, [*chosen, *overrides], places)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
@@ -111,6 +121,20 @@ def _resolved(
     if problems:
         raise RecipeError("\n".join(dict.fromkeys(_located(p, path, places) for p in problems)))
     return RecipeFile(path, recipe, places)
+
+
+def _of_variant(tree: dict[str, Any], overrides: Sequence[str]) -> tuple[list[str], list[Problem]]:
+    """Overrides of the variant that is asked for, which then is the whole recipe; what is set anyway is left out."""
+    names = [value for field, _, value in (text.partition("=") for text in overrides) if field == "variant"]
+    variants = tree.get("variants")
+    if not names or not isinstance(variants, dict):
+        return [], []
+    if names[-1] not in variants:
+        return [], [(("variant",), f"there is no variant '{names[-1]}'{did_you_mean(names[-1], map(str, variants))}")]
+    fields = {text.partition("=")[0] for text in overrides}
+    own = tree.pop("variants")[names[-1]]
+    found = [str(text) for text in own] if isinstance(own, list) else []
+    return [text for text in found if text.partition("=")[0] not in fields], []
 
 
 def parse_value(text: str) -> Any:

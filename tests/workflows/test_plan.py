@@ -7,11 +7,12 @@ from support import FOLDER, RECIPES
 from ticketlab.data.dataset import Dataset
 from ticketlab.data.sources import FILE_SETS
 from ticketlab.errors import RecipeError
-from ticketlab.recipe_file import read_recipe
+from ticketlab.recipe_file import read_recipe, read_variants
 from ticketlab.workflows.check import check_all
 from ticketlab.workflows.estimate import forecast
 from ticketlab.workflows.plan import Data, load_data, make_plan
 from ticketlab.workflows.run import Machine
+from ticketlab.workflows.sweep_points import points_of
 
 OWN_MODEL = """
 from torch import nn
@@ -51,7 +52,11 @@ def blank(name: str) -> Data:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_becomes_a_plan(path):
-    file = read_recipe(path)
+    for point in points_of((), read_variants(path)):
+        _check(read_recipe(path, point.overrides))
+
+
+def _check(file):
     assert file.recipe.data.name in FILE_SETS
     plan = make_plan(file, blank(file.recipe.data.name))
     if file.recipe.method == "transfer":

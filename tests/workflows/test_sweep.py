@@ -6,9 +6,12 @@ from contextlib import ExitStack
 import pytest
 from support import equal, states, untimed
 
+from ticketlab.comparison import compare, run_networks
 from ticketlab.errors import FailedRun, Interrupted, RecipeError, RunError
+from ticketlab.recipe_file import read_recipe, read_variants
 from ticketlab.report import run_levels
 from ticketlab.runs.store import Level, RunStore
+from ticketlab.workflows.plan import run_hash
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.sweep import Begun, Pointed, sweep_run
 from ticketlab.workflows.sweep_points import check_points, points_of
@@ -153,3 +156,58 @@ def test_a_run_that_cannot_be_taken_up_stops_a_sweep_before_it_starts(write_reci
     with pytest.raises(RunError, match="another number of threads"):
         sweep(write_recipe(), machine, "seed=0,1")
     assert len(list(machine.runs.iterdir())) == 1
+
+
+VARIANTS = """
+model: {name: lenet_300_100}
+data: {name: digits, validation: 200}
+train: {steps: 20it, batch_size: 32, evaluate_every: 10it}
+pruning: {densities: [0.3]}
+variants:
+  tickets: []
+  random: [method=at_init, pruning.criterion=random]
+  gradual: [method=gradual, pruning.levels=2, "pruning.densities=[0.3],[0.1]"]
+"""
+
+
+def test_variants_are_runs_of_their_own_and_methods_of_a_comparison(write_recipe, machine):
+    recipe = write_recipe(VARIANTS, "rivals.yaml")
+    points = points_of((), read_variants(recipe))
+    assert [point.name for point in points] == [
+        "variant=tickets", "variant=random", "variant=gradual, pruning.densities=[0.3]",
+        "variant=gradual, pruning.densities=[0.1]",
+    ]  # fmt: skip
+    list(sweep_run(recipe, points, machine))
+    stores = list(map(RunStore, sorted(machine.runs.iterdir())))
+    assert [store.name.rsplit("-", 1)[0] for store in stores] == [
+        "rivals-gradual", "rivals-gradual", "rivals-random", "rivals-tickets",
+    ]  # fmt: skip
+    (comparison,) = compare([network for store in stores for network in run_networks(store)])
+    assert {point.method for point in comparison.points} == {"tickets", "random", "gradual"}
+    assert len({point.density for point in comparison.points if point.method == "gradual"}) == 2
+
+
+def test_a_variant_is_the_run_that_its_fields_would_be_alone(write_recipe, machine):
+    recipe = write_recipe(VARIANTS, "rivals.yaml")
+    (point,) = points_of(["variant=random", "seed=3"], read_variants(recipe))
+    assert point.overrides == ("variant=random", "method=at_init", "pruning.criterion=random", "seed=3")
+    file = read_recipe(recipe, point.overrides)
+    assert (file.recipe.variant, file.recipe.variants, file.recipe.method) == ("random", {}, "at_init")
+    alone = read_recipe(recipe, ["method=at_init", "pruning.criterion=random", "seed=3"])
+    assert run_hash(file) == run_hash(alone)
+    assert read_recipe(recipe, ["variant=random", "pruning.criterion=snip"]).recipe.pruning.criterion == "snip"
+
+
+def test_what_is_set_takes_the_place_of_a_variants_list(write_recipe):
+    variants = read_variants(write_recipe(VARIANTS))
+    names = [point.name for point in points_of(["variant=gradual,tickets", "pruning.densities=[0.5]"], variants)]
+    assert names == ["variant=gradual", "variant=tickets"]
+    with pytest.raises(RecipeError, match=r"no such variant; did you mean 'gradual'"):
+        points_of(["variant=gradul"], variants)
+
+
+def test_variants_of_a_wrong_form_are_told_with_the_recipe(write_recipe):
+    recipe = write_recipe(VARIANTS.replace("tickets: []", "tickets: 3"))
+    assert read_variants(recipe) == {}
+    with pytest.raises(RecipeError, match=r"variants\.tickets"):
+        read_recipe(recipe)

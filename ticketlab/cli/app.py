@@ -81,18 +81,18 @@ def prune(
 ) -> None:
     """Find lottery tickets by pruning with rewinding, as the recipe says; resumes what was interrupted.
 
-    Lists of values, as in --set seed=0,1,2, make a sweep: one run for every combination.
+    Lists of values, as in --set seed=0,1,2, and variants of a recipe make a sweep: one run for every combination.
     """
     with render.one_line_errors(verbose), render.stop_request() as should_stop:
         from ticketlab.cli import budgeting, levels, sweeping
         from ticketlab.cli.progress import follow
-        from ticketlab.recipe_file import read_recipe
+        from ticketlab.recipe_file import read_recipe, read_variants
         from ticketlab.workflows.budget import plan_budget
         from ticketlab.workflows.run import Machine, plan_on, prune_run, stand_in_notice
         from ticketlab.workflows.sweep_points import points_of
         from ticketlab.workflows.workers import Engine
 
-        points = points_of(overrides or ())
+        points = points_of(overrides or (), read_variants(recipe))
         machine = Machine(runs, places_of(data), device, workers, threads, checkpoint_seconds, Engine(engine, address))
         machine.chosen_device()
         if len(points) > 1:

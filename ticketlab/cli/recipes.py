@@ -45,13 +45,16 @@ def check(
 ) -> None:
     """Check all that can be wrong before training; downloads nothing."""
     with render.one_line_errors():
-        from ticketlab.recipe_file import read_recipe
+        from ticketlab.recipe_file import read_recipe, read_variants
         from ticketlab.workflows.check import check_all
         from ticketlab.workflows.run import Machine
+        from ticketlab.workflows.sweep_points import points_of
 
         with _problems_as_json(recipe, json):
-            file = read_recipe(recipe, overrides or ())
-            unchecked = check_all(file, Machine(runs, places_of(data, may_download=False)))
+            machine = Machine(runs, places_of(data, may_download=False))
+            points = points_of(overrides or (), read_variants(recipe))
+            told = [check_all(read_recipe(recipe, point.overrides), machine) for point in points]
+            unchecked = list(dict.fromkeys(text for one in told for text in one))
         _checked(recipe, unchecked, json)
 
 

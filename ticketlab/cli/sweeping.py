@@ -102,7 +102,7 @@ def swept(done: Swept, json: bool) -> None:
     if json:
         result({"sweep": [_record(done, index) for index in range(len(done.points))]})
         return
-    fields = [name for name, _ in done.points[0].point.swept]
+    fields = _fields([one.point for one in done.points])
     columns = [*fields, "level", "density\n%", "test\naccuracy %", "n", "minus\ndense %", "at\nend %", "run"]
     data = done.points[0].store.read_manifest()
     title = f"{data['recipe']}: test accuracy at the early-stop step ± 95 % t interval"
@@ -112,7 +112,7 @@ def swept(done: Swept, json: bool) -> None:
         for row in telling(summarise(levels)):
             is_dense = not row.level or row.minus_dense is None
             table.add_row(
-                *(value for _, value in one.point.swept),
+                *(dict(one.point.swept).get(name, "") for name in fields),
                 str(row.level),
                 f"{100 * row.density:.2f}",
                 with_interval(row.test_accuracy, ".2f"),
@@ -123,6 +123,11 @@ def swept(done: Swept, json: bool) -> None:
             )
     show(table)
     note("levels: dense, the sparsest no worse than dense on validation data, the sparsest; --json has all")
+
+
+def _fields(points: Sequence[Point]) -> list[str]:
+    """What differs between points; variants may differ in fields that others leave alone."""
+    return list(dict.fromkeys(name for point in points for name, _ in point.swept))
 
 
 def _record(done: Swept, index: int) -> dict[str, Any]:
@@ -147,11 +152,12 @@ def planned(recipe: Path, points: Sequence[Point], machine: Machine, json: bool)
         ]
         result({"sweep": plans, "seconds": seconds, "bytes": size})
         return
-    columns = [*(name for name, _ in points[0].swept), "levels", "density %", "replicates", "time", "run"]
+    fields = _fields(points)
+    columns = [*fields, "levels", "density %", "replicates", "time", "run"]
     table = new_table("points", columns)
     for point, run, asked, expected in rows:
         table.add_row(
-            *(value for _, value in point.swept),
+            *(dict(point.swept).get(name, "") for name in fields),
             str(len(expected.levels)),
             f"{100 * min(level.density for level in expected.levels):.2f}",
             str(asked.replicates),

@@ -193,7 +193,8 @@ def _stuck_at(pools: Sequence[Pool], sizes: Mapping[str, int], levels: int) -> i
 
 def run_name(file: RecipeFile) -> str:
     """Name of the run directory of a recipe that names the data in use."""
-    return f"{file.path.stem}-{run_hash(file)}"
+    variant = f"-{file.recipe.variant}" if file.recipe.variant else ""
+    return f"{file.path.stem}{variant}-{run_hash(file)}"
 
 
 def run_hash(file: RecipeFile) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from ticketlab.errors import RecipeError, TicketlabError
 from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import parse_value, read_recipe
+from ticketlab.registry import did_you_mean
 from ticketlab.workflows.plan import Plan, load_once
 from ticketlab.workflows.run import Machine, plan_on
 
@@ -43,7 +44,24 @@ class Point:
         return {field: parse_value(value) for field, value in self.swept}
 
 
-def points_of(overrides: Sequence[str]) -> list[Point]:
+def points_of(overrides: Sequence[str], variants: Mapping[str, Sequence[str]] = {}) -> list[Point]:
+    """The points of each variant that is asked for, all if none is; without variants those of the overrides alone."""
+    asked = [value for text in overrides for value in _values(text) if text.startswith("variant=")]
+    if unknown := [name for name in asked if name not in variants]:
+        raise RecipeError(f"--set variant={unknown[0]}: no such variant{did_you_mean(unknown[0], variants)}")
+    if not variants:
+        return _points(overrides)
+    rest = [text for text in overrides if not text.startswith("variant=")]
+    fields = {text.partition("=")[0] for text in rest}
+    found = []
+    for name in asked or variants:
+        own = [text for text in variants[name] if text.partition("=")[0] not in fields]
+        for point in _points([*own, *rest]):
+            found.append(Point((f"variant={name}", *point.overrides), (("variant", name), *point.swept)))
+    return found
+
+
+def _points(overrides: Sequence[str]) -> list[Point]:
     """The product of all lists of values; a single point where there is no list.
 
     `seed=0,1,2` lists values of a field that holds one; values of a field that holds a list are lists themselves:
