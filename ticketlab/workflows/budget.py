@@ -92,6 +92,8 @@ def plan_budget(file: RecipeFile, asked: str, machine: Machine, should_stop: Cal
         raise RecipeError("--budget: nobody knows when an early-bird search ends; set train.steps, and see --dry-run")
     if plan.source:
         raise RecipeError("--budget: a transfer has no levels to choose; set train.steps, and see --dry-run")
+    if file.recipe.pruning.densities:
+        raise RecipeError("--budget: pruning.densities say which levels there are; set replicates and train.steps")
     key = short_hash([plan.recipe.model_dump(mode="json"), user_files(file), seconds])
     kept = _kept(machine.runs, key)
     if kept is not None:
