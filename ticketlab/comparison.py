@@ -184,16 +184,20 @@ def _early_birds(store: RunStore) -> list[_Trained]:
 def _by_level(store: RunStore, recipe: Recipe) -> list[_Trained]:
     levels, found = run_levels(store), []
     for level in whole(levels, recipe):
-        same = [other for other in levels if other.replicate == level.replicate]
-        behind = [(other, share) for other in same if (share := _share(other, level, recipe))]
+        behind = cost_behind([other for other in levels if other.replicate == level.replicate], level, recipe)
         search = _search(store, level, recipe)
-        flops, left = (
-            sum_known([search[what], *(_part(getattr(other, what), share) for other, share in behind)])
-            for what in ("flops", "remaining_flops")
-        )
-        seconds = search["seconds"] + sum(share * other.seconds for other, share in behind)
-        found.append(_Trained(level, flops, left, seconds))
+        flops, left = (sum_known([search[what], behind[what]]) for what in ("flops", "remaining_flops"))
+        found.append(_Trained(level, flops, left, search["seconds"] + (behind["seconds"] or 0.0)))
     return found
+
+
+def cost_behind(levels: Sequence[Level], level: Level, recipe: Recipe) -> dict[str, float | None]:
+    """Operations and seconds of those levels of a replicate that the network of a level took."""
+    shares = [(other, share) for other in levels if (share := _share(other, level, recipe))]
+    return {
+        what: sum_known([_part(getattr(other, what), share) for other, share in shares])
+        for what in ("flops", "remaining_flops", "seconds")
+    }
 
 
 def _part(whole: float | None, share: float) -> float | None:

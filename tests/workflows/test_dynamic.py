@@ -7,11 +7,12 @@ from torch.nn import functional
 
 from ticketlab.comparison import run_networks
 from ticketlab.data.batches import shuffled_batches
-from ticketlab.errors import Interrupted, RecipeError
+from ticketlab.errors import Interrupted, RecipeError, RunError
 from ticketlab.pruning.masks import masked
 from ticketlab.report import run_levels
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
+from ticketlab.workflows.controls import control_run
 from ticketlab.workflows.plan import check_recipe, load_data, make_plan
 from ticketlab.workflows.prune import prune_replicate
 from ticketlab.workflows.train_level import Settings
@@ -48,7 +49,7 @@ def test_as_many_weights_remain_and_removed_ones_are_zero(pruned, kind):
     assert ticket.weights is None and ticket.facts["rewind_step"] == 0
     (level,) = [level for level in run_levels(store) if level.level]
     assert level.early_stop_step >= 20 and level.remaining == 10040
-    assert level.curve[-1]["density/explored"] > level.density
+    assert level.curve[-1]["explored"] > level.density
 
 
 def test_the_first_replacement_is_rigls(pruned, tiny, places):
@@ -122,8 +123,8 @@ def test_gradients_of_removed_weights_are_counted(pruned):
         (["method=dynamic", "dynamic={momentum: 0.5}"], "belongs to grow: momentum"),
         (["method=dynamic", "dynamic={drop: sign, fraction: 0.5}"], "leave fraction and decay out"),
         (["method=dynamic", "dynamic={every: 0it}"], "must be at least 1it"),
-        (["method=dynamic", "pruning={criterion: flipout}"], "counts no sign flips"),
-        (["method=dynamic", "watch=[sign_flips]"], "counts no sign flips"),
+        (["method=dynamic", "pruning={criterion: flipout}"], "before training there are none"),
+        (["method=dynamic", "watch=[sign_flips]"], "not counted where weights are replaced"),
         (["method=dynamic", "pruning={after: lr_rewind}"], "dynamic prunes before it trains"),
     ],
 )
@@ -139,3 +140,9 @@ def test_what_dynamic_training_cannot_follow_is_told(tiny, overrides, message):
 def test_replacements_that_do_not_fit_are_told(tiny, places, section, message):
     with pytest.raises(RecipeError, match=message):
         make_plan(*load_data(tiny("method=dynamic", PRUNING, f"dynamic={section}"), places))
+
+
+def test_a_dynamic_run_has_no_controls(pruned):
+    store, machine = pruned("method=dynamic", PRUNING, *KINDS["rigl"])
+    with pytest.raises(RunError, match="its masks moved while they were trained"):
+        list(control_run(store, [1], ["reinit"], machine))

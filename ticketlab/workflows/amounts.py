@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from ticketlab.recipe import PruningSection, Recipe
 from ticketlab.recipe_file import Problem
-from ticketlab.workflows.schedule import counts_flips
+from ticketlab.workflows.schedule import sees_flips
 
 
 def check_amounts(recipe: Recipe) -> list[Problem]:
@@ -45,9 +45,9 @@ def check_amounts(recipe: Recipe) -> list[Problem]:
             f"{method} prunes before it trains: rewind (the weights as they are) or reinit",
         ),
         (
-            recipe.prunes_at_init and counts_flips(recipe),
+            recipe.prunes_at_init and sees_flips(recipe),
             "criterion",
-            f"{method} counts no sign flips: before training there are none",
+            f"'{pruning.criterion}' looks at sign flips, and before training there are none",
         ),
         (
             pruning.rounds > 1 and not recipe.prunes_at_init,

@@ -104,7 +104,7 @@ class Rewire:
     def point(self, step: int) -> dict[str, float]:
         """Share of all weights that have ever been among those that remain (Liu et al. 2021, section 3)."""
         explored = sum(int(ever.sum()) for ever in self.ever.values())
-        return {"density/explored": explored / sum(self.plan.sizes.values())}
+        return {"explored": explored / sum(self.plan.sizes.values())}
 
     def state(self) -> tuple[State, dict[str, Any]]:
         """Masks, signs and gradients."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ticketlab.recipe import DynamicSection, Recipe
 from ticketlab.recipe_file import Problem
+from ticketlab.workflows.schedule import counts_flips, sees_flips
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def check_dynamic(recipe: Recipe) -> list[Problem]:
     if recipe.method != "dynamic":
         message = f"belongs to method: dynamic, not to {recipe.method}"
         return [] if section == DynamicSection() else [(("dynamic",), message)]
-    usual = DynamicSection()
+    usual, counts = DynamicSection(), counts_flips(recipe) and not sees_flips(recipe)
+    watched: list[Problem] = [(("watch",), "sign flips are not counted where weights are replaced")] if counts else []
     rules = [
         (section.every.count == 0, "every", "must be at least 1it"),
         (
@@ -66,7 +68,7 @@ def check_dynamic(recipe: Recipe) -> list[Problem]:
             "sign drops what has changed its sign, however many: leave fraction and decay out",
         ),
     ]
-    return [(("dynamic", name), message) for is_broken, name, message in rules if is_broken]
+    return watched + [(("dynamic", name), message) for is_broken, name, message in rules if is_broken]
 
 
 def check_rewiring(recipe: Recipe, per_epoch: int) -> list[Problem]:

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ticketlab.comparison import cost_behind
 from ticketlab.draws import draws
 from ticketlab.errors import MissingRun, RunError
 from ticketlab.pruning.masks import Mask, masked
 from ticketlab.recipe import PruningSection, Recipe
 from ticketlab.recipe_file import Problem, RecipeFile, read_recipe
-from ticketlab.report import sum_known
 from ticketlab.runs.find import find_run, is_path_of_run, list_runs, matching
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.ticket import digest
@@ -69,12 +69,8 @@ class TicketSource:
             drawn = next(d for d in draws(self.store, levels) if (d.replicate, d.level) == (replicate, self.level))
             found = (drawn.executed.dense, drawn.remaining.dense, drawn.seconds.dense)
             return dict(zip(("flops", "remaining_flops", "seconds"), found, strict=True))
-        behind = levels[: 1 if recipe.method == "oneshot" else self.level]
-        return {
-            "flops": sum_known([level.flops for level in behind]),
-            "remaining_flops": sum_known([level.remaining_flops for level in behind]),
-            "seconds": sum(level.seconds for level in behind),
-        }
+        own = next(level for level in levels if level.level == self.level)
+        return cost_behind([level for level in levels if level is not own], own, recipe)
 
 
 def check_ticket(recipe: Recipe) -> list[Problem]:
@@ -132,6 +128,13 @@ def source_recipe(store: RunStore) -> Recipe:
 
 
 def check_restarts(recipe: Recipe, name: object) -> None:
+    """Raise RunError, which names the run, for a recipe whose levels are not rewound weights trained under one mask."""
+    if recipe.method == "dynamic":
+        raise RunError(f"{name}: its masks moved while they were trained; no ticket restarts")
+    check_masks(recipe, name)
+
+
+def check_masks(recipe: Recipe, name: object) -> None:
     """Raise RunError, which names the run, for a recipe whose tickets are not masks over rewound weights."""
     if recipe.prunes_in_training:
         raise RunError(f"{name}: method {recipe.method} goes on with its weights; no ticket restarts")
@@ -149,7 +152,7 @@ def _check_source(source: TicketSource, replicates: int) -> None:
     recipe = source_recipe(store)
     if recipe.method == "transfer":
         raise RunError(f"{store.path}: its ticket was found by another run; name that one: {recipe.ticket}")
-    check_restarts(recipe, store.path)
+    check_masks(recipe, store.path)
     finished = {number: len(store.levels(number)) for number in store.replicates()}
     have = [number for number, levels in finished.items() if levels > level]
     if not have:
