@@ -60,6 +60,31 @@ class DataSection(Section):
     """Random crop from a 4-pixel zero border and random horizontal flip of training images."""
 
 
+class SparsifySection(Section):
+    """What draws weights to zero while level 0 trains (methods imp, oneshot, early_bird); later levels do without."""
+
+    kind: Literal["l1", "hoyer_square", "group_lasso", "targeted_dropout", "global_sparse_momentum"]
+    """A penalty on prunable weights: l1, hoyer_square (of each layer), group_lasso (of each unit or filter); or
+    targeted_dropout, or global_sparse_momentum (docs/methods.md)."""
+    strength: Annotated[float, Field(gt=0)] = 1e-4
+    """Of a penalty: its gradient is added so many times."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """targeted_dropout: the smaller weights of each unit that may be dropped; global_sparse_momentum: of all weights,
+    those that learn in a step."""
+    probability: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """targeted_dropout: with which each of them is."""
+
+    def model_post_init(self, _: Any, /) -> None:
+        """Refuse what the kind would ignore."""
+        uses = {
+            "targeted_dropout": {"share", "probability"},
+            "global_sparse_momentum": {"share"},
+        }.get(self.kind, {"strength"})
+        for name in sorted({"strength", "share", "probability"} - uses):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise PydanticCustomError("sparsify", f"{name} does not belong to kind: {self.kind}")
+
+
 class TrainSection(Section):
     """How each level is trained."""
 
@@ -89,6 +114,8 @@ class TrainSection(Section):
     """λ of Gaussian noise on every gradient of a deviation of λ · ‖gradient‖ / √(weights of the tensor) (FlipOut)."""
     slimming: Annotated[float, Field(ge=0)] = 0.0
     """L1 penalty on batch-norm scales (network slimming): s · sign(γ) is added to their gradients."""
+    sparsify: SparsifySection | None = None
+    """What draws weights to zero while level 0 trains."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: forward passes of training in bfloat16 over float32 weights; about twice as fast for convolutions on
     processors with bfloat16 units, slower on others. Accuracies are always measured in float32."""

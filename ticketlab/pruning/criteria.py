@@ -56,6 +56,17 @@ def magnitude(weight: Tensor, evidence: Evidence) -> Tensor:
     return weight.abs()
 
 
+@criteria.register("unit_l1")
+def unit_l1(weight: Tensor, evidence: Evidence) -> Tensor:
+    """Mean |w| of the weights into its unit or filter, for each weight: whole units go (Li et al. 2017, section 3.1).
+
+    Counts of weights are exact all the same: of the last unit to go some weights may stay. The paper takes the sum,
+    which orders the units of a layer as the mean does; means can be compared between layers.
+    """
+    means = weight.abs().flatten(1).mean(1) if weight.dim() > 1 else weight.abs()
+    return means.view(-1, *[1] * (weight.dim() - 1)).expand_as(weight)
+
+
 @criteria.register("magnitude_increase", needs={"initial"})
 def magnitude_increase(weight: Tensor, evidence: Evidence) -> Tensor:
     """|w| − |w at the rewind step|: weights that grew survive (Zhou et al. 2019, section 2)."""

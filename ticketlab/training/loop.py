@@ -13,6 +13,7 @@ from torch.nn import functional
 from ticketlab.data.batches import Examples, normalise
 from ticketlab.models.compact import NORMS
 from ticketlab.pruning.masks import Mask
+from ticketlab.training.sparsify import Sparsify
 
 EVALUATION_BATCH = 250  # examples; activations of larger ones do not fit the caches, 2 × slower for ResNet-20
 
@@ -45,6 +46,8 @@ class Adjust:
     """μ of the proximal term (Li et al. 2020, equation 2)."""
     bfloat16: bool = False
     """Forward pass in bfloat16 where that loses little (autocast); weights, gradients and optimizer stay float32."""
+    sparsify: Sparsify | None = None
+    """What is done to weights before the forward pass, and to gradients after the backward pass."""
     see: Callable[[int], None] | None = None
     """Called with the number of the step, once all gradients are there, those of removed weights among them."""
     channels_last: bool = False
@@ -84,10 +87,7 @@ def train_steps(
         images, labels = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(index)
-        loss = functional.cross_entropy(_logits(model, images, adjust), labels)
-        loss.backward()
-        if adjust.see is not None:
-            adjust.see(index + 1)
+        loss = _backward(model, images, labels, index + 1, adjust)
         for parameter, anchor in adjust.towards:
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - anchor, alpha=adjust.pull)
@@ -106,7 +106,20 @@ def train_steps(
         # what optimizer.zero_grad() does, in a quarter of its time
         for parameter in parameters:
             parameter.grad = None
-        yield Step(index + 1, loss.detach())
+        yield Step(index + 1, loss)
+
+
+def _backward(model: nn.Module, images: Tensor, labels: Tensor, step: int, adjust: Adjust) -> Tensor:
+    """The loss of a batch; afterwards the gradients of all weights are there."""
+    if adjust.sparsify is not None:
+        adjust.sparsify.before_()
+    loss = functional.cross_entropy(_logits(model, images, adjust), labels)
+    loss.backward()
+    if adjust.sparsify is not None:
+        adjust.sparsify.after_()
+    if adjust.see is not None:
+        adjust.see(step)
+    return loss.detach()
 
 
 def _logits(model: nn.Module, images: Tensor, adjust: Adjust) -> Tensor:

@@ -55,4 +55,8 @@ def check_amounts(recipe: Recipe) -> list[Problem]:
             f"belongs to methods at_init and dynamic, not to {method}",
         ),
     ]
-    return [(("pruning", name), message) for is_broken, name, message in rules if is_broken]
+    found: list[Problem] = [(("pruning", name), message) for is_broken, name, message in rules if is_broken]
+    if recipe.train.sparsify and method not in ("imp", "oneshot", "early_bird"):
+        message = f"draws the weights of a trained level 0 to zero, which {method} does not prune"
+        found.append((("train", "sparsify"), message))
+    return found

@@ -26,6 +26,7 @@ from ticketlab.seeds import derive_seed
 from ticketlab.training.frozen import keep_frozen_
 from ticketlab.training.loop import Adjust, Step, evaluate, revived, train_steps
 from ticketlab.training.optim import learning_rate, make_optimizer
+from ticketlab.training.sparsify import Sparsify, make_sparsify
 from ticketlab.training.trainable import Trainable, make_trainable
 from ticketlab.workflows.plan import Plan
 
@@ -279,9 +280,16 @@ def level_steps(
         slimming=train.slimming,
         noise=net.noise(train.gradient_noise),
         frozen=net.frozen,
+        sparsify=_sparsify(plan, task, net),
         see=see,
     )
     return train_steps(net.model, batches, trainer.optimizer, rate, net.mask, trainer.step, stop, adjust)
+
+
+def _sparsify(plan: Plan, task: LevelTask, net: Trainable) -> Sparsify | None:
+    """What draws the dense network's weights to zero, if the recipe asks for it."""
+    section = plan.recipe.train.sparsify
+    return make_sparsify(section, list(net.prunable().values())) if section and task.level == 0 else None
 
 
 def _measure(trainer: Trainer, validation: Examples, watches: Sequence[Watch], began: float) -> dict[str, float]:

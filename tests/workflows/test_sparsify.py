@@ -1,0 +1,66 @@
+"""Penalties and the like draw level 0 to zero, later levels train without, and a stopped run goes on bit for bit."""
+
+import pytest
+import torch
+from support import equal, states, untimed
+
+from ticketlab.errors import Interrupted, RecipeError
+from ticketlab.runs.store import RunStore
+from ticketlab.workflows.plan import check_recipe, load_data, make_plan
+from ticketlab.workflows.prune import prune_replicate
+from ticketlab.workflows.train_level import Settings
+
+KINDS = {
+    "group_lasso": "train.sparsify={kind: group_lasso, strength: 1e-3}",
+    "targeted_dropout": "train.sparsify={kind: targeted_dropout, share: 0.8}",
+    "global_sparse_momentum": "train.sparsify={kind: global_sparse_momentum, share: 0.05}",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_level_0_is_another_network_and_a_stopped_run_the_same(pruned, tiny, places, tmp_path, kind):
+    asked = ["method=oneshot", "pruning.levels=1", KINDS[kind]]
+    whole, _ = pruned(*asked)
+    plain, _ = pruned(*asked[:2], folder="plain")
+    name = "fc1.weight"
+    assert not torch.equal(whole.read_weights(1, 0, "final")[name], plain.read_weights(1, 0, "final")[name])
+    assert all(value.isfinite().all() for value in whole.read_weights(1, 0, "final").values())
+    plan = make_plan(*load_data(tiny(*asked), places))
+    store, steps = RunStore(tmp_path / "stopped"), 0
+
+    def stops():
+        nonlocal steps
+        steps += 1
+        return steps in (7, 15)
+
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            list(prune_replicate(plan, store, 1, Settings(should_stop=stops)))
+    list(prune_replicate(plan, store, 1, Settings()))
+    assert [untimed(one) for one in store.levels(1)] == [untimed(one) for one in whole.levels(1)]
+    assert equal(states(store, 2), states(whole, 2))
+
+
+def test_later_levels_train_without(pruned):
+    """The same mask and weights train to the same network, whatever level 0 was trained with."""
+    found = []
+    for folder, strength in (("one", "1e-9"), ("other", "2e-9")):  # too weak to move a mask
+        setting = f"train.sparsify={{kind: l1, strength: {strength}}}"
+        store, _ = pruned("pruning={levels: 1, criterion: large_init}", setting, folder=folder)
+        found.append(store)
+    assert equal(*([store.read_weights(1, 1, "final")] for store in found))
+
+
+def test_a_strong_group_lasso_and_unit_l1_remove_whole_units(pruned):
+    store, _ = pruned("method=oneshot", "pruning={levels: 1, rate: 0.5, criterion: unit_l1}", KINDS["group_lasso"])
+    for kept in store.read_ticket(1, 1).mask.values():
+        by_unit = kept.sum(1)
+        cut = (by_unit > 0) & (by_unit < kept.shape[1])
+        assert int(cut.sum()) <= 1, "one unit at most is cut in two, for the exact count"
+        assert int(kept.sum()) == kept.numel() // 2
+
+
+@pytest.mark.parametrize("method", ["at_init", "dynamic", "gradual"])
+def test_a_method_that_does_not_prune_a_trained_level_0_is_refused(tiny, method):
+    with pytest.raises(RecipeError, match="draws the weights of a trained level 0 to zero"):
+        check_recipe(tiny(f"method={method}", KINDS["group_lasso"]))
