@@ -171,3 +171,13 @@ def test_the_figure_and_the_table_have_every_point(make_run):
     assert [(row["method"], row["test_accuracy_n"], row["verdict"]) for row in rows] == [
         ("gradual magnitude", 3, "level"), ("sign_flip flipout", 3, "ahead")
     ]  # fmt: skip
+
+
+def test_tables_show_the_densities_that_methods_share(make_run):
+    ladder = [level(1, n, 0.9, density=density) for n, density in enumerate((1.0, 0.5, 0.2))]
+    jump = [level(1, n, 0.8, density=density) for n, density in enumerate((1.0, 0.2))]
+    stores = [make_run("a", ladder), make_run("b", jump, "pruning.criterion=random")]
+    (comparison,) = compare(stores)
+    assert comparison.densities() == [1.0, 0.5, 0.2] and comparison.shared_densities() == [1.0, 0.2]
+    (alone,) = compare(stores[:1])
+    assert alone.shared_densities() == [1.0, 0.5, 0.2]

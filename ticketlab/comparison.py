@@ -103,6 +103,11 @@ class Comparison:
         """From dense to sparse."""
         return sorted({point.density for point in self.points}, reverse=True)
 
+    def shared_densities(self) -> list[float]:
+        """Those that two methods have, or more; all where there are none."""
+        methods = Counter(point.density for point in self.points)
+        return [density for density in self.densities() if methods[density] > 1] or self.densities()
+
     def at(self, method: str, density: float) -> Point | None:
         """One point, if it was measured."""
         return next((p for p in self.points if p.method == method and p.density == density), None)
@@ -245,8 +250,12 @@ def _of_method(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in NO_METHOD}
 
 
-def common_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of each field that is not the same wherever it has a meaning, the most frequent value."""
+def common_settings(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each field that is not the same wherever it has a meaning, the most frequent value.
+
+    Of methods that are named by their settings: a variant has its own name.
+    """
+    settings = [one for one in every if not one.get("variant")]
     fields = dict.fromkeys(name for one in settings for name in one)
     values = {name: Counter(json.dumps(one[name]) for one in settings if name in one) for name in fields}
     return {name: json.loads(found.most_common(1)[0][0]) for name, found in values.items() if len(found) > 1}

@@ -28,20 +28,22 @@ def compared(done: Compared, json: bool) -> None:
     for text in done.left_out:
         note(f"left out: {text}")
     for one in done.comparisons:
-        columns = ["method", *(f"{100 * density:.3g} %" for density in one.densities())]
+        columns = ["method", *(f"{100 * density:.3g} %" for density in one.shared_densities())]
         table = new_table(f"{one.data}: test accuracy % ± 95 % t interval, by density", columns)
         for method in one.methods():
-            found = [one.at(method, density) for density in one.densities()]
+            found = [one.at(method, density) for density in one.shared_densities()]
             table.add_row(method, *(_accuracy_cell(point) for point in found))
         show(table)
         if common := said(one.common):
             note(f"unless a name says otherwise: {common}")
+        if len(one.shared_densities()) < len(one.densities()):
+            note("densities that a single method has are in the files alone")
         note(f"▲ ahead of, ▼ behind '{one.baseline}' by more than the interval of the paired difference; (n) seeds")
         costs = new_table(
             "all training, search included: 10⁹ operations executed / seconds / effective density %", columns
         )
         for method in one.methods():
-            found = [one.at(method, density) for density in one.densities()]
+            found = [one.at(method, density) for density in one.shared_densities()]
             costs.add_row(method, *(_cost_cell(point) for point in found))
         show(costs)
         for sentence in verdicts(one):

@@ -62,7 +62,7 @@ def _methods(comparisons: Sequence[Comparison]) -> Iterator[Picture | Table | Te
         methods_side_by_side(comparisons),
     )
     for number, one in enumerate(comparisons, 1):
-        densities = one.densities()
+        densities = one.shared_densities()
         name = "comparison" if number == 1 else f"comparison-{number}"  # one file of the numbers of both tables
         yield Table(
             name,
