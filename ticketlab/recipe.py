@@ -154,6 +154,9 @@ class PruningSection(Section):
     densities: Annotated[tuple[Density, ...], Field(strict=False)] = ()
     """Fraction of weights that level 1, 2, … keeps, instead of `rate` and `levels`. sign_flip and gradual: one, which
     the last of `levels` prunings reaches."""
+    compensate: bool = False
+    """The remaining weights of each layer make up for those removed, so that its outputs for `examples` change least
+    (optimal brain surgeon); methods imp and oneshot with after: lr_rewind or finetune."""
     allocation: Literal["rate", "er", "erk"] = "rate"
     """How many weights each layer keeps where scope is layer: the same share, or more of small layers (Erdős–Rényi):
     as (inputs + units) / (inputs · units); erk counts the sides of kernels with them (Evci et al. 2020)."""

@@ -4,7 +4,7 @@ import torch
 from ticketlab.errors import PruningError
 from ticketlab.pruning.criteria import Evidence, criteria
 
-MEASURED = ("gradient", "hessian_gradient", "flow_gradient", "squared_gradient", "curvature")
+MEASURED = ("gradient", "hessian_gradient", "flow_gradient", "squared_gradient", "inverse_hessian", "curvature")
 
 
 def evidence(weight):
@@ -147,6 +147,7 @@ def test_an_option_out_of_range_is_refused(name, options):
         ("synflow", {"flow_gradient": [2.0, 1.0, 0.5]}, [2.0, 3.0, 1.0]),
         ("obd", {"curvature": [2.0, 1.0, 0.5]}, [1.0, 4.5, 1.0]),
         ("fisher", {"squared_gradient": [2.0, 1.0, 0.5]}, [1.0, 4.5, 1.0]),
+        ("obs", {"inverse_hessian": [0.5, 1.0, 2.0]}, [1.0, 4.5, 1.0]),
     ],
 )
 def test_criteria_with_gradients_follow_their_formulas(name, evidence, expected):

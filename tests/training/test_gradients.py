@@ -8,7 +8,18 @@ from torch import nn
 from torch.nn import functional
 
 from ticketlab.data.batches import Examples
-from ticketlab.training.gradients import BATCH, MEASURED, TEMPERATURE, Probe, measure, passes
+from ticketlab.errors import PruningError
+from ticketlab.pruning.criteria import Evidence, criteria
+from ticketlab.training.gradients import (
+    BATCH,
+    DAMPING,
+    MEASURED,
+    TEMPERATURE,
+    Probe,
+    input_moments,
+    measure,
+    passes,
+)  # fmt: skip
 
 ONE = torch.ones(1, 1, 1)
 
@@ -125,3 +136,43 @@ def test_only_what_is_needed_is_measured():
     assert list(measure(probe, {"flips", "gradient"})) == ["gradient"]
     assert measure(probe, {"flips"}) == {}
     assert (passes({"gradient"}, 100, 10), passes({"curvature"}, 100, 10), passes(set(), 100, 10)) == (100, 1000, 0)
+
+
+def damped(moments):
+    return moments + DAMPING * moments.diagonal().mean() * torch.eye(len(moments), dtype=torch.float64)
+
+
+def test_the_surgeons_saliency_is_the_error_that_is_left_when_the_others_make_up():
+    model, data = mlp(), examples(BATCH + 9, 4, 1, 1)
+    probe = Probe(model, data, ["1.weight"])
+    rows = data.images.flatten(1).double()
+    hessian = damped(rows.T @ rows / len(rows))
+    torch.testing.assert_close(input_moments(probe)["1.weight"], hessian)
+    weight = model[1].weight.detach().double()
+    found = criteria.find("obs")(model[1].weight.detach(), Evidence(**{
+        name: values["1.weight"] for name, values in measure(probe, {"inverse_hessian"}).items()
+    }))  # fmt: skip
+    for unit, at in ((0, 0), (4, 3)):
+        others = [place for place in range(4) if place != at]
+        part = torch.linalg.solve(hessian[others][:, others], hessian[others] @ weight[unit])
+        moved = -weight[unit].clone()
+        moved[others] += part
+        assert float(found[unit, at]) == pytest.approx(float(moved @ hessian @ moved / 2))
+
+
+def test_moments_of_a_convolution_are_those_of_what_its_filters_see():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, stride=2, bias=False))
+    data = examples(6, 2, 5, 5)
+    moments = input_moments(Probe(model, data, ["0.weight"]))["0.weight"]
+    direction = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    outputs = functional.conv2d(data.images.double(), direction, padding=1, stride=2)
+    rows = direction.flatten(1)
+    measured = (rows @ moments * rows).sum(1)
+    spread = DAMPING * (moments.diagonal().mean() / (1 + DAMPING)) * rows.square().sum(1)
+    torch.testing.assert_close(measured, outputs.square().sum((0, 2, 3)) / len(data) + spread)
+
+
+def test_layers_that_the_surgeon_cannot_treat_are_told():
+    model = nn.Sequential(nn.Conv2d(2, 2, 1, groups=2))
+    with pytest.raises(PruningError, match=r"0\.weight: optimal brain surgeon is for linear layers"):
+        input_moments(Probe(model, examples(2, 2, 3, 3), ["0.weight"]))

@@ -38,6 +38,8 @@ class Evidence:
     """Mean of the squared gradients of single examples: the empirical Fisher information of each weight."""
     curvature: Tensor | None = None
     """∂²L/∂w²: the diagonal of the loss's Hessian."""
+    inverse_hessian: Tensor | None = None
+    """[H⁻¹]_qq of each weight q, H the second moments of its layer's inputs."""
 
 
 class Criterion(Protocol):
@@ -162,6 +164,15 @@ def obd(weight: Tensor, evidence: Evidence) -> Tensor:
     Source: LeCun, Denker & Solla 1990 (optimal brain damage), equation 5.
     """
     return _known(evidence.curvature, "obd", "second derivatives") * weight.double().square() / 2
+
+
+@criteria.register("obs", needs={"inverse_hessian"})
+def obs(weight: Tensor, evidence: Evidence) -> Tensor:
+    """½ w² / [H⁻¹]_qq: how much the layer's squared error rises without the weight if the others make up for it.
+
+    Source: Hassibi & Stork 1993 (optimal brain surgeon), equation 5; with `pruning.compensate: true` they do.
+    """
+    return weight.double().square() / _known(evidence.inverse_hessian, "obs", "inverse Hessians") / 2
 
 
 @criteria.register("fisher", needs={"squared_gradient"})

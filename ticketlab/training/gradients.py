@@ -17,12 +17,16 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from ticketlab.data.batches import Examples, normalise
+from ticketlab.errors import PruningError
 from ticketlab.pruning.masks import State
 
 BATCH = 100
 """Examples at a time, of which batch norms in training mode take their statistics."""
 AT_ONCE = 4
 """Examples whose own gradients are held at a time."""
+DAMPING = 1e-4
+"""Part of the mean second moment that is added to each input's own."""
+MOST_INPUTS = 4096
 TEMPERATURE = 200.0
 """By which logits are divided before the gradient of a gradient is taken (Wang, Zhang & Grosse 2020, code)."""
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -197,6 +201,59 @@ def _sum_of_squares(layer: nn.Module, calls: Sequence[tuple[Tensor, Tensor]]) ->
     return total
 
 
+def input_moments(probe: Probe) -> State:
+    """Second moments of each layer's inputs, (inputs, inputs): the Hessian of the squared error of its outputs.
+
+    Mean over examples and, of a convolution, sum over positions, an input for each weight of a filter; plus a part of
+    the mean diagonal, because inputs that are always zero have no inverse. Batch norms use their running statistics.
+    Raises PruningError for layers that are neither linear nor plain 2-D convolutions of up to 4,096 inputs.
+    """
+    model = probe.in_evaluation()
+    layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in probe.names}
+    total = {name: torch.zeros(_inputs(name, layer), _inputs(name, layer)).double() for name, layer in layers.items()}
+    for images, _ in probe.batches():
+        with torch.no_grad(), _calls(layers) as calls:
+            model(images)
+        for name, inputs, _ in calls:
+            rows = _rows(layers[name], inputs)
+            total[name].addmm_(rows.t(), rows, alpha=1 / len(probe.examples))
+    for moments in total.values():
+        moments.diagonal().add_(DAMPING * moments.diagonal().mean().clamp(min=1e-12))
+    return total
+
+
+def _inputs(name: str, layer: nn.Module) -> int:
+    """Inputs of a unit or filter."""
+    count = layer.get_parameter("weight")[0].numel()
+    is_plain = isinstance(layer, nn.Conv2d) and layer.groups == 1 and not isinstance(layer.padding, str)
+    if count > MOST_INPUTS or not (is_plain or isinstance(layer, nn.Linear)):
+        kinds = f"linear layers and 2-D convolutions of up to {MOST_INPUTS:,} inputs"
+        raise PruningError(f"{name}: optimal brain surgeon is for {kinds}, without groups or named padding")
+    return count
+
+
+def _rows(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """What each unit sees, a row for each example and position, (rows, inputs)."""
+    if isinstance(layer, nn.Linear):
+        return inputs.flatten(0, -2)
+    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str), "checked with its inputs"
+    parts = functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return parts.transpose(1, 2).flatten(0, 1)
+
+
+def inverse_hessians(probe: Probe) -> State:
+    """[H⁻¹]_qq for each weight q of a layer, H the second moments of its inputs; the same for all units.
+
+    Source: Hassibi & Stork 1993 (optimal brain surgeon), equation 5, layer by layer as in Dong, Chen & Pan 2017.
+    """
+    found: State = {}
+    for name, moments in input_moments(probe).items():
+        weight = dict(probe.model.named_parameters())[name]
+        diagonal = torch.cholesky_inverse(torch.linalg.cholesky(moments)).diagonal()
+        found[name] = diagonal.view(weight.shape[1:]).expand(weight.shape)
+    return found
+
+
 @dataclass(frozen=True)
 class Measured:
     """A kind of evidence: how it is measured, and what that costs."""
@@ -211,6 +268,7 @@ MEASURED = {
     "hessian_gradient": Measured(hessian_gradients, lambda examples, classes: 3.0 * examples),
     "flow_gradient": Measured(flow_gradients, lambda examples, classes: 1.0),
     "squared_gradient": Measured(squared_gradients, lambda examples, classes: examples),
+    "inverse_hessian": Measured(inverse_hessians, lambda examples, classes: examples),
     "curvature": Measured(curvatures, lambda examples, classes: float(classes * examples)),
 }
 """By the name of the evidence."""

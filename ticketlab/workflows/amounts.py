@@ -28,6 +28,11 @@ def check_amounts(recipe: Recipe) -> list[Problem]:
             "-s pruning.densities='[0.2]','[0.1]'",
         ),
         (any(one <= other for one, other in pairwise(given)), "densities", "name them from dense to sparse, each once"),
+        (
+            pruning.compensate and (method not in ("imp", "oneshot") or pruning.after not in ("lr_rewind", "finetune")),
+            "compensate",
+            "makes up with trained weights: methods imp and oneshot with after: lr_rewind or finetune",
+        ),
         (by_shape and pruning.scope == "global", "allocation", f"{pruning.allocation} belongs to scope: layer"),
         (
             by_shape and (bool(pruning.rates) or pruning.output_rate is not None),

@@ -32,6 +32,7 @@ from ticketlab.workflows.tickets import (
     dense_ticket,
     flip_evidence,
     looks,
+    made_up,
     mask_at_init,
     next_mask,
     replicate_seed,
@@ -151,6 +152,8 @@ def ticket_of(plan: Plan, store: RunStore, replicate: int, level: int, mask: Mas
         return seeded_ticket(plan, mask, derive_seed(seed, "reinit", level), facts)
     if plan.schedule or after in ("lr_rewind", "finetune"):
         trained = store.read_weights(replicate, source_level(plan, level), "final")
+        if plan.recipe.pruning.compensate:
+            trained = made_up(plan, replicate, trained, mask)
         return Ticket(mask, masked(trained, mask), facts)
     if plan.rewind == 0:
         return seeded_ticket(plan, mask, derive_seed(seed, "init"), facts)

@@ -19,9 +19,10 @@ from ticketlab.pruning.criteria import Evidence, criteria
 from ticketlab.pruning.masks import Mask, full_mask, masked
 from ticketlab.pruning.ranks import ranks
 from ticketlab.pruning.reclaim import prune_live
+from ticketlab.pruning.surgeon import compensated
 from ticketlab.runs.ticket import Ticket, digest
 from ticketlab.seeds import derive_seed
-from ticketlab.training.gradients import MEASURED, Probe, measure, passes
+from ticketlab.training.gradients import MEASURED, Probe, input_moments, measure, passes
 from ticketlab.workflows.plan import Plan
 
 
@@ -203,9 +204,25 @@ def measured_by(plan: Plan, replicate: int, weights: Mapping[str, Tensor], mask:
     needs = criteria.needs(plan.recipe.pruning.criterion)
     if not needs & set(MEASURED):
         return {}
+    try:
+        return measure(_probe(plan, replicate, weights, mask), needs)
+    except PruningError as error:
+        raise FailedRun(f"criterion '{plan.recipe.pruning.criterion}': {error}") from error
+
+
+def made_up(plan: Plan, replicate: int, trained: Mapping[str, Tensor], mask: Mask) -> dict[str, Tensor]:
+    """Trained weights, of which the remaining ones make up for those that the mask removes."""
+    try:
+        moments = input_moments(_probe(plan, replicate, trained, mask))
+    except PruningError as error:
+        raise FailedRun(f"pruning.compensate: {error}") from error
+    return {**trained, **{name: compensated(trained[name], kept, moments[name]) for name, kept in mask.items()}}
+
+
+def _probe(plan: Plan, replicate: int, weights: Mapping[str, Tensor], mask: Mask) -> Probe:
     model = plan.build(0)
     model.load_state_dict(weights)
-    return measure(Probe(model, _examples(plan, replicate), list(mask)), needs)
+    return Probe(model, _examples(plan, replicate), list(mask))
 
 
 def _examples(plan: Plan, replicate: int) -> Examples:
@@ -218,7 +235,8 @@ def looks(plan: Plan, level: int) -> float:
     """Forward and backward passes of one example that the criterion takes to make a level's mask."""
     examples = min(plan.recipe.pruning.examples, len(plan.splits.train))
     once = passes(criteria.needs(plan.recipe.pruning.criterion), examples, plan.data.dataset.classes)
-    return plan.recipe.pruning.rounds * once if level else 0.0
+    making_up = examples if plan.recipe.pruning.compensate else 0
+    return plan.recipe.pruning.rounds * once + making_up if level else 0.0
 
 
 def mask_by_criterion(
