@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.glob("**/*.yaml"))
 
 
-TIMES = {"seconds": 0.0, "step_ms": 0.0}
+TIMES = {"seconds": 0.0, "step_ms": 0.0, "looking_seconds": 0.0}
 
 
 def untimed(level):

@@ -24,7 +24,7 @@ def test_all_mistakes_come_at_once_each_with_its_place(write_recipe):
         "pruning: {rate: 1.2, levels: -1, rewnd: 0it}\n"
     )
     found = error_of(path)
-    known = "imp, oneshot, at_init, early_bird, sign_flip, gradual, transfer"
+    known = "imp, oneshot, at_init, dynamic, early_bird, sign_flip, gradual, transfer"
     assert found[0] == f"@1:1: method: 'impp' is not one of {known}; did you mean 'imp'?"
     assert found[1].startswith("@5:3: train.steps: write a time as '12ep'")
     assert found[2].startswith("@7:3: train.lr: Input should be a valid number")

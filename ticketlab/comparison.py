@@ -22,7 +22,7 @@ from ticketlab.report import SAME_DENSITY, Estimate, estimate, mean_known, run_l
 from ticketlab.runs.store import Level, RunStore
 
 NO_METHOD = ("claims", "data.name", "data.offline", "early_bird.also_at", "early_bird.densities", "pruning.densities",
-             "pruning.levels", "replicates", "seed", "watch")  # fmt: skip
+             "pruning.levels", "replicates", "seed", "variants", "watch")  # fmt: skip
 """Fields that do not make another method: what is asked of it, not how it works."""
 
 
@@ -250,24 +250,28 @@ def _of_method(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in NO_METHOD}
 
 
-def common_settings(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of each field that is not the same wherever it has a meaning, the most frequent value.
-
-    Of methods that are named by their settings: a variant has its own name.
-    """
-    settings = [one for one in every if not one.get("variant")]
+def common_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each field that is not the same wherever it has a meaning, the most frequent value."""
     fields = dict.fromkeys(name for one in settings for name in one)
     values = {name: Counter(json.dumps(one[name]) for one in settings if name in one) for name in fields}
     return {name: json.loads(found.most_common(1)[0][0]) for name, found in values.items() if len(found) > 1}
 
 
+def _unnamed(settings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that are no variant, which has a name of its own."""
+    return [one for one in settings if not one.get("variant")]
+
+
 def method_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each: its variant's or method, criterion, and what differs from the common settings."""
-    common = common_settings(settings)
-    return [
-        one.get("variant") or " ".join([one["method"], one["pruning.criterion"], *_unusual(one, common)])
-        for one in settings
-    ]
+    """A name for each: its variant's, or method and criterion; and what differs from those of such a name."""
+    common = {None: common_settings(_unnamed(settings))}
+    for variant in {one["variant"] for one in settings if one.get("variant")}:
+        common[variant] = common_settings([one for one in settings if one.get("variant") == variant])
+    return [" ".join([*_begun(one), *_unusual(one, common[one.get("variant")])]) for one in settings]
+
+
+def _begun(one: Mapping[str, Any]) -> list[str]:
+    return [one["variant"]] if one.get("variant") else [one["method"], one["pruning.criterion"]]
 
 
 def _unusual(one: Mapping[str, Any], common: Mapping[str, Any]) -> list[str]:
@@ -308,7 +312,7 @@ def _comparison(data: str, networks: Sequence[Network], against: str | None) -> 
         _point(data, name, density, cell, cells.get((baseline, density))) for (name, density), cell in cells.items()
     ]
     points.sort(key=lambda point: (names.index(point.method), -point.density))
-    return Comparison(data, baseline, points, common_settings(settings), bool(asked))
+    return Comparison(data, baseline, points, common_settings(_unnamed(settings)), bool(asked))
 
 
 Cells = dict[tuple[str, float], dict[int, Network]]
@@ -355,7 +359,7 @@ def _usual_baseline(named: Sequence[tuple[str, Network]], cells: Collection[tupl
 
     def rank(name: str) -> tuple[bool, int, int]:
         settings = known[name].settings
-        extras = ("train.gradient_noise", "pruning.reclaim", "sign_flips.at_once", "ticket")
+        extras = ("train.gradient_noise", "train.sparsify.kind", "pruning.reclaim", "sign_flips.at_once", "ticket")
         shared = sum(density in densities[name] for other, density in cells if other != name)
         return any(settings.get(extra) for extra in extras), -shared, known[name].changed
 

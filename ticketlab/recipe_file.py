@@ -125,14 +125,14 @@ def _resolved(
 
 def _of_variant(tree: dict[str, Any], overrides: Sequence[str]) -> tuple[list[str], list[Problem]]:
     """Overrides of the variant that is asked for, which then is the whole recipe; what is set anyway is left out."""
-    names = [value for field, _, value in (text.partition("=") for text in overrides) if field == "variant"]
-    variants = tree.get("variants")
-    if not names or not isinstance(variants, dict):
+    asked = [value for field, _, value in (text.partition("=") for text in overrides) if field == "variant"]
+    name, variants = asked[-1] if asked else tree.get("variant"), tree.get("variants")
+    if name is None or not isinstance(variants, dict) or not variants:
         return [], []
-    if names[-1] not in variants:
-        return [], [(("variant",), f"there is no variant '{names[-1]}'{did_you_mean(names[-1], map(str, variants))}")]
+    if name not in variants:
+        return [], [(("variant",), f"there is no variant '{name}'{did_you_mean(str(name), map(str, variants))}")]
     fields = {text.partition("=")[0] for text in overrides}
-    own = tree.pop("variants")[names[-1]]
+    own = tree.pop("variants")[name]
     found = [str(text) for text in own] if isinstance(own, list) else []
     return [text for text in found if text.partition("=")[0] not in fields], []
 
@@ -252,7 +252,18 @@ def _explain(detail: dict[str, Any]) -> Problem:
         "too_short": "give at least one",
         "tuple_type": f"write a list, such as [{value}]",
         **dict.fromkeys(
-            ("sgd_only", "nesterov", "grid", "one_place", "claim_pair", "claim_bound", "claim_order"), message
+            (
+                "sgd_only",
+                "nesterov",
+                "grid",
+                "one_place",
+                "claim_pair",
+                "claim_bound",
+                "claim_order",
+                "claim_share",
+                "sparsify",
+            ),
+            message,
         ),
     }
     if kind in plain:

@@ -1,12 +1,14 @@
 """Pruning before training: masks against formulas, what a ticket starts from, and what a network costs."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.nn import functional
 
 from ticketlab.comparison import run_networks
 from ticketlab.data.batches import permutation
-from ticketlab.errors import RecipeError
+from ticketlab.errors import FailedRun, RecipeError
 from ticketlab.pruning.masks import masked, remaining
 from ticketlab.report import run_levels
 from ticketlab.seeds import derive_seed
@@ -138,7 +140,7 @@ def test_gradual_pruning_ends_at_the_density_asked_for(pruned):
         (["method=at_init", "pruning={densities: [0.1], rate: 0.3}"], "leave rate out"),
         (["method=at_init", "pruning={densities: [0.1], levels: 3}"], "leave levels out"),
         (["method=at_init", "pruning={after: finetune}"], "at_init prunes before it trains"),
-        (["pruning={rounds: 3}"], "belongs to method: at_init, not to imp"),
+        (["pruning={rounds: 3}"], "belongs to methods at_init and dynamic, not to imp"),
         (["pruning={allocation: er, scope: global}"], "er belongs to scope: layer"),
         (["pruning={allocation: erk, output_rate: 0.1}"], "leave rates and output_rate out"),
         (["method=gradual", "pruning={densities: [0.2, 0.1]}"], "make a run for each"),
@@ -153,3 +155,64 @@ def test_amounts_that_a_method_cannot_follow_are_told(tiny, overrides, message):
 def test_two_densities_that_keep_the_same_are_told(tiny, places):
     with pytest.raises(RecipeError, match="keep exactly the same"):
         make_plan(*load_data(tiny("method=at_init", "pruning={densities: [0.1, 0.0999999]}"), places))
+
+
+@pytest.mark.parametrize("section", ["ignore: [output]", "rates: {fc1: 0.5}", "output_rate: 0.1"])
+def test_rounds_remove_the_same_share_of_each_pool(tiny, places, section):
+    pruning = f"pruning={{criterion: snip, densities: [0.01], rounds: 10, {section}}}"
+    plan = make_plan(*load_data(tiny("method=at_init", pruning), places))
+    ends = plan.keeps(1)
+    ways = [plan.keeps_on_the_way(1, at / 10) for at in range(1, 11)]
+    for size, end, *found in zip(plan.keeps(0), ends, *ways, strict=True):
+        assert found[-1] == end and found == sorted(found, reverse=True)
+        assert found[4] == pytest.approx((size * end) ** 0.5, abs=1)
+
+
+def test_rounds_by_shape_never_ask_for_more_than_is_left(tiny, places):
+    pruning = "pruning={criterion: random, densities: [0.01], rounds: 1000, allocation: er}"
+    plan = make_plan(*load_data(tiny("method=at_init", pruning), places))
+    ways = [plan.keeps_on_the_way(1, at / 1000) for at in range(1, 1001)]
+    assert all(after <= before for one, other in pairwise(ways) for before, after in zip(one, other, strict=True))
+
+
+def test_a_criterion_that_knows_nothing_before_training_is_told(pruned):
+    with pytest.raises(FailedRun, match="'movement' says the same of all weights before training"):
+        pruned("method=at_init", "pruning={criterion: movement, densities: [0.5]}")
+
+
+def test_networks_with_batch_norm_are_pruned_before_and_early_in_training(pruned):
+    model = "model={name: resnet_20}"
+    for criterion, rewind in (("synflow", "0it"), ("synflow", "4it"), ("snip", "0it"), ("grasp", "0it")):
+        store, _ = pruned(
+            "method=at_init", model, "data={name: digits, validation: 200}", "train={steps: 6it, batch_size: 16}",
+            f"pruning={{criterion: {criterion}, scope: global, densities: [0.2], examples: 101, rewind: {rewind}}}",
+            folder=f"{criterion}{rewind}",
+        )  # fmt: skip
+        mask = store.read_ticket(1, 1).mask
+        assert remaining(mask) == pytest.approx(0.2 * sum(kept.numel() for kept in mask.values()), abs=1)
+        first = next(iter(mask.values())).flatten()
+        assert not first.int().diff().ge(0).all(), "not by position"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pruning={criterion: obs}"], "use method: oneshot"),
+        (["method=early_bird", "pruning={criterion: snip}"], "looks at examples, which a search does not"),
+        (["pruning={examples: 10}"], "'magnitude' looks at no examples"),
+        (["method=at_init", "pruning={after: reinit, rewind: 5it}"], "reinit trains from the beginning"),
+    ],
+)
+def test_evidence_that_is_not_to_be_had_is_told(tiny, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(tiny(*overrides))
+
+
+def test_layers_that_the_surgeon_cannot_treat_are_told_before_training(tiny, places):
+    with pytest.raises(RecipeError, match="optimal brain surgeon is for linear layers"):
+        obs = "pruning={criterion: obs, levels: 1}"
+        make_plan(
+            *load_data(
+                tiny("method=oneshot", obs, "model={name: lenet_300_100, options: {widths: {fc1: 5000}}}"), places
+            )
+        )

@@ -74,7 +74,7 @@ def test_nothing_of_somebody_else_is_written_over(pruned, tmp_path):
     _, machine = pruned("pruning.levels=1")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "levels.csv").write_text("mine")
-    with pytest.raises(RunError, match=r"levels\.csv: is there already, and not of ticketlab report; name another"):
+    with pytest.raises(RunError, match=r"levels\.csv: is there already, and no page of ticketlab report has it; name"):
         report_runs(machine.runs, [], None, tmp_path)
     assert not (tmp_path / "index.html").exists() and (tmp_path / "data" / "levels.csv").read_text() == "mine"
     mine = tmp_path / "mine"

@@ -15,13 +15,14 @@ KINDS = {
     "targeted_dropout": "train.sparsify={kind: targeted_dropout, share: 0.8}",
     "global_sparse_momentum": "train.sparsify={kind: global_sparse_momentum, share: 0.05}",
 }
+SGD = ["train.optimizer=sgd", "train.lr=0.05", "train.momentum=0.9", "train.weight_decay=1e-3"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_level_0_is_another_network_and_a_stopped_run_the_same(pruned, tiny, places, tmp_path, kind):
-    asked = ["method=oneshot", "pruning.levels=1", KINDS[kind]]
+    asked = ["method=oneshot", "pruning.levels=1", *SGD, KINDS[kind]]
     whole, _ = pruned(*asked)
-    plain, _ = pruned(*asked[:2], folder="plain")
+    plain, _ = pruned(*asked[:-1], folder="plain")
     name = "fc1.weight"
     assert not torch.equal(whole.read_weights(1, 0, "final")[name], plain.read_weights(1, 0, "final")[name])
     assert all(value.isfinite().all() for value in whole.read_weights(1, 0, "final").values())
@@ -52,8 +53,11 @@ def test_later_levels_train_without(pruned):
 
 
 def test_a_strong_group_lasso_and_unit_l1_remove_whole_units(pruned):
-    store, _ = pruned("method=oneshot", "pruning={levels: 1, rate: 0.5, criterion: unit_l1}", KINDS["group_lasso"])
-    for kept in store.read_ticket(1, 1).mask.values():
+    units = "pruning={levels: 1, rate: 0.5, criterion: unit_l1, ignore: [output]}"
+    store, _ = pruned("method=oneshot", units, KINDS["group_lasso"])
+    mask = store.read_ticket(1, 1).mask
+    assert mask.pop("output.weight").all()
+    for kept in mask.values():
         by_unit = kept.sum(1)
         cut = (by_unit > 0) & (by_unit < kept.shape[1])
         assert int(cut.sum()) <= 1, "one unit at most is cut in two, for the exact count"
@@ -64,3 +68,14 @@ def test_a_strong_group_lasso_and_unit_l1_remove_whole_units(pruned):
 def test_a_method_that_does_not_prune_a_trained_level_0_is_refused(tiny, method):
     with pytest.raises(RecipeError, match="draws the weights of a trained level 0 to zero"):
         check_recipe(tiny(f"method={method}", KINDS["group_lasso"]))
+
+
+@pytest.mark.parametrize("overrides", [[], ["train.optimizer=sgd", "train.momentum=0.9"], ["train.weight_decay=1e-3"]])
+def test_global_sparse_momentum_needs_momentum_and_decay(tiny, overrides):
+    with pytest.raises(RecipeError, match="with momentum and weight_decay"):
+        check_recipe(tiny(*overrides, KINDS["global_sparse_momentum"]))
+
+
+def test_whole_classes_do_not_go(tiny, places):
+    with pytest.raises(RecipeError, match=r"whole classes from the output layer: add ignore: \[output\]"):
+        make_plan(*load_data(tiny("pruning={criterion: unit_l1}"), places))

@@ -11,7 +11,7 @@ from ticketlab.errors import FailedRun, Interrupted, RecipeError, RunError
 from ticketlab.recipe_file import read_recipe, read_variants
 from ticketlab.report import run_levels
 from ticketlab.runs.store import Level, RunStore
-from ticketlab.workflows.plan import run_hash
+from ticketlab.workflows.plan import check_recipe, run_hash
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.sweep import Begun, Pointed, sweep_run
 from ticketlab.workflows.sweep_points import check_points, points_of
@@ -211,3 +211,11 @@ def test_variants_of_a_wrong_form_are_told_with_the_recipe(write_recipe):
     assert read_variants(recipe) == {}
     with pytest.raises(RecipeError, match=r"variants\.tickets"):
         read_recipe(recipe)
+
+
+def test_a_command_that_takes_one_recipe_asks_for_the_variant(write_recipe, places):
+    recipe = write_recipe(VARIANTS)
+    with pytest.raises(RecipeError, match="choose with --set variant=NAME of tickets, random, gradual"):
+        check_recipe(read_recipe(recipe))
+    named = write_recipe(VARIANTS + "variant: random\n", "named.yaml")
+    assert read_recipe(named).recipe.method == "at_init"

@@ -100,14 +100,15 @@ def prune(
                 raise TicketlabError("--budget is for one run; give it without lists in --set")
             sweeping.sweep(recipe, points, machine, should_stop, dry_run, json, quiet)
             return
-        file = read_recipe(recipe, overrides or ())
+        said = points[0].overrides
+        file = read_recipe(recipe, said)
         chosen = plan_budget(file, budget, machine, should_stop) if budget else None
         if chosen:
-            file = read_recipe(recipe, [*(overrides or ()), *chosen.overrides])
+            file = read_recipe(recipe, [*said, *chosen.overrides])
             if dry_run:
-                budgeting.planned(chosen, recipe, overrides or (), json)
+                budgeting.planned(chosen, recipe, said, json)
                 return
-            budgeting.told_aside(chosen, recipe, overrides or ())
+            budgeting.told_aside(chosen, recipe, said)
         if dry_run:
             plan = plan_on(file, machine)
             if plan.data.stand_in_for is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from ticketlab.cli.progress import Bars, drawn_line
 from ticketlab.cli.render import note
 from ticketlab.errors import RecipeError, RunError, TicketlabError
-from ticketlab.recipe_file import RecipeFile, read_recipe
+from ticketlab.recipe_file import RecipeFile, read_recipe, read_variants
 from ticketlab.runs.find import find_run, is_kind, list_runs
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.steps import Duration, parse_duration
@@ -61,11 +61,12 @@ def trunk(
 ) -> RunStore | RecipeFile:
     """The run or the recipe that a user named; of a run nothing can be changed, and a recipe is one, not a sweep."""
     if name is not None and name.endswith((".yaml", ".yml")):
-        (point, *more) = points_of(overrides)
+        variants = read_variants(Path(name)) if any(text.startswith("variant=") for text in overrides) else {}
+        (point, *more) = points_of(overrides, variants)
         if more:
             fields = ", ".join(field for field, _ in point.swept)
             raise TicketlabError(f"--set {fields}: lists of values (sweeps) belong to ticketlab prune; give one value")
-        return read_recipe(Path(name), overrides)
+        return read_recipe(Path(name), point.overrides)
     if overrides:
         raise TicketlabError(f"--set {overrides[0]}: the run is trained already; name a recipe to change its fields")
     return run(name, runs, quiet, choose)

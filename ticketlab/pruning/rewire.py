@@ -45,6 +45,6 @@ def growth(momentum: Mapping[str, Tensor], masks: Mapping[str, Tensor], dropped:
     """
     room = {name: int((~mask).sum()) for name, mask in masks.items()}
     means = {name: float(momentum[name].abs()[mask].mean()) if mask.any() else 0.0 for name, mask in masks.items()}
-    if not sum(means.values()):
+    if not 0 < sum(means.values()) < math.inf:  # nothing is known yet, or training diverges
         return dict(dropped)
     return share_out(means, room, sum(dropped.values()))

@@ -72,6 +72,10 @@ class Level:
     """Floating-point operations of this level's training as executed, evaluation not counted."""
     remaining_flops: float | None = None
     """The same without multiplications by removed weights."""
+    looking_flops: float = 0.0
+    """Of these, operations of looking at examples for the mask."""
+    looking_seconds: float = 0.0
+    """Of the level's seconds, those in which its mask was made; 0 where another process made it."""
     sign_flips: dict[str, dict[str, float]] | None = None
     """Of each layer, where they were counted: flips per remaining weight, and the share that never flipped."""
 

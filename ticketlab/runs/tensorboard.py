@@ -19,7 +19,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from ticketlab.pruning.masks import Mask
 from ticketlab.pruning.overlap import first_layer, is_comparable, kept_by_both
-from ticketlab.runs.files import write_bytes
+from ticketlab.runs.files import remove_files, write_bytes
 from ticketlab.runs.store import Level
 
 MARGIN = ("test_accuracy/mean", "test_accuracy/lowest", "test_accuracy/highest")
@@ -138,9 +138,9 @@ def _whole_file(folder: Path, name: str) -> Iterator[SummaryWriter]:
             yield writer
         (made,) = Path(aside).iterdir()
         content = made.read_bytes()
-    for old in folder.glob(f"events.out.tfevents.*.{name}"):
-        old.unlink()
-    write_bytes(folder / f"events.out.tfevents.{int(time.time()):010}.{name}", content)
+    path = folder / f"events.out.tfevents.{int(time.time()):010}.{name}"
+    write_bytes(path, content)
+    remove_files(old for old in folder.glob(f"events.out.tfevents.*.{name}") if old != path)
 
 
 def _magnified(shares: NDArray[np.float64], behind: NDArray[np.float32] | None) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ticketlab.data.batches import Examples, normalise
 from ticketlab.errors import PruningError
+from ticketlab.models.compact import NORMS
 from ticketlab.pruning.masks import State
 
 BATCH = 100
@@ -29,7 +30,6 @@ DAMPING = 1e-4
 MOST_INPUTS = 4096
 TEMPERATURE = 200.0
 """By which logits are divided before the gradient of a gradient is taken (Wang, Zhang & Grosse 2020, code)."""
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,18 @@ class Probe:
         return [named[name] for name in self.names]
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images in double precision with their labels."""
-        for first in range(0, len(self.examples), BATCH):
-            images = self.examples.images[first : first + BATCH]
-            yield normalise(images, self.examples).double(), self.examples.labels[first : first + BATCH]
+        """Normalised images in double precision with their labels, in batches of about the same size."""
+        count = -(-len(self.examples) // BATCH)
+        parts = zip(self.examples.images.tensor_split(count), self.examples.labels.tensor_split(count), strict=True)
+        for images, labels in parts:
+            yield normalise(images, self.examples).double(), labels
 
     def in_training(self) -> nn.Module:
-        """A copy in double precision; batch norms see the statistics of a batch, dropout drops nothing."""
-        model = copy.deepcopy(self.model).cpu().double().train()
+        """A copy in double precision; batch norms see the statistics of a batch, and nothing is dropped."""
+        model = copy.deepcopy(self.model).cpu().double().eval()
         for layer in model.modules():
-            if isinstance(layer, DROPOUTS):
-                layer.eval()
+            if isinstance(layer, NORMS):
+                layer.train()
         return model
 
     def in_evaluation(self) -> nn.Module:
@@ -76,9 +77,14 @@ def _gradients(probe: Probe, model: nn.Module, temperature: float) -> list[Tenso
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for images, labels in probe.batches():
         loss = functional.cross_entropy(model(images) / temperature, labels, reduction="sum")
-        for whole, part in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+        for whole, part in zip(total, _derivatives([loss], parameters), strict=True):
             whole.add_(part, alpha=1 / len(probe.examples))
     return total
+
+
+def _derivatives(of: Sequence[Tensor], by: Sequence[Tensor], create_graph: bool = False) -> Sequence[Tensor]:
+    """Gradients of a sum; zero of what it does not depend on, such as layers that the network never uses."""
+    return torch.autograd.grad(of, by, create_graph=create_graph, materialize_grads=True, allow_unused=True)
 
 
 def hessian_gradients(probe: Probe) -> State:
@@ -92,9 +98,9 @@ def hessian_gradients(probe: Probe) -> State:
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for images, labels in probe.batches():
         loss = functional.cross_entropy(model(images) / TEMPERATURE, labels, reduction="sum")
-        found = torch.autograd.grad(loss, parameters, create_graph=True)
+        found = _derivatives([loss], parameters, create_graph=True)
         products = [(one * other).sum() for one, other in zip(found, fixed, strict=True)]
-        for whole, part in zip(total, torch.autograd.grad(products, parameters), strict=True):
+        for whole, part in zip(total, _derivatives([p for p in products if p.requires_grad], parameters), strict=True):
             whole.add_(part, alpha=1 / len(probe.examples))
     return dict(zip(probe.names, total, strict=True))
 
@@ -102,16 +108,19 @@ def hessian_gradients(probe: Probe) -> State:
 def flow_gradients(probe: Probe) -> State:
     """∂R/∂|w|, where R is the sum of outputs for an input of ones with the absolute values of all parameters.
 
-    Batch norms use their running statistics. Source: Tanaka et al. 2020 (SynFlow), equation 2 and its code.
+    Batch norms use their running variances, and means of zero. Source: Tanaka et al. 2020 (SynFlow), equation 2.
     """
     model = probe.in_evaluation()
     with torch.no_grad():
-        for value in model.state_dict().values():
-            if value.is_floating_point():
-                value.abs_()
+        for parameter in model.parameters():
+            parameter.abs_()
+        for layer in model.modules():
+            mean = getattr(layer, "running_mean", None)
+            if isinstance(mean, Tensor):
+                mean.zero_()  # what a trained batch norm takes away would leave no flow
     shape = probe.examples.images.shape[1:]
     outputs = model(torch.ones(1, *shape, dtype=torch.float64))
-    return dict(zip(probe.names, torch.autograd.grad(outputs.sum(), probe.parameters(model)), strict=True))
+    return dict(zip(probe.names, _derivatives([outputs.sum()], probe.parameters(model)), strict=True))
 
 
 def squared_gradients(probe: Probe) -> State:
@@ -195,6 +204,8 @@ def _sum_of_squares(layer: nn.Module, calls: Sequence[tuple[Tensor, Tensor]]) ->
 
     weight = layer.get_parameter("weight").detach()
     total = torch.zeros_like(weight)
+    if not calls:
+        return total
     for first in range(0, len(calls[0][0]), AT_ONCE):
         some = [(inputs[first : first + AT_ONCE], above[first : first + AT_ONCE]) for inputs, above in calls]
         total += vmap(grad(through), (None, 0))(weight, some).square().sum(0)
@@ -220,6 +231,12 @@ def input_moments(probe: Probe) -> State:
     for moments in total.values():
         moments.diagonal().add_(DAMPING * moments.diagonal().mean().clamp(min=1e-12))
     return total
+
+
+def check_surgeon(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise PruningError for weights of layers that `input_moments` cannot treat."""
+    for name in names:
+        _inputs(name, model.get_submodule(name.removesuffix(".weight")))
 
 
 def _inputs(name: str, layer: nn.Module) -> int:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ticketlab.errors import PruningError
+from ticketlab.pruning.allocate import lowest
 from ticketlab.recipe import SparsifySection
 
 
@@ -50,8 +50,8 @@ def l1(weight: Tensor) -> Tensor:
 def hoyer_square(weight: Tensor) -> Tensor:
     """∂/∂w of (Σ|w|)² / Σw²: 2 sign(w) · (Σ|w| / Σw²) · (1 − |w| Σ|w| / Σw²).
 
-    Small weights are drawn to zero and large ones are not, whatever the scale of the layer. Source: Yang, Wen & Li 2020
-    (DeepHoyer), equation 3; 0 for a tensor of zeros.
+    Small weights are drawn to zero and large ones away from it, whatever the scale of the layer. Source: Yang, Wen & Li
+    2020 (DeepHoyer), equation 3; 0 for a tensor of zeros.
     """
     squares = weight.square().sum()
     if not squares:
@@ -89,9 +89,9 @@ class GlobalSparseMomentum:
         moved = [(weight.detach() * found).abs().flatten() for weight, found in zip(known, gradients, strict=True)]
         every = torch.cat(moved)
         learn = max(1, math.floor(self.share * len(every) + 0.5))
-        threshold = every.kthvalue(len(every) - learn + 1).values
-        for found, saliency in zip(gradients, moved, strict=True):
-            found.mul_((saliency >= threshold).view_as(found))
+        parts = (~lowest(every, len(every) - learn)).split([len(part) for part in moved])
+        for found, learns in zip(gradients, parts, strict=True):
+            found.mul_(learns.view_as(found))
 
 
 @dataclass
@@ -106,6 +106,7 @@ class TargetedDropout:
     probability: float
     kept: list[Tensor] = field(default_factory=list)
     """Values of this step before the drop."""
+    dropped: list[Tensor] = field(default_factory=list)
 
     def before_(self) -> None:
         """Drop: the network answers, and learns, without them."""
@@ -138,6 +139,4 @@ def make_sparsify(section: SparsifySection, weights: Sequence[nn.Parameter]) -> 
         return Penalty(weights, PENALTIES[section.kind], section.strength)
     if section.kind == "global_sparse_momentum":
         return GlobalSparseMomentum(weights, section.share)
-    if section.kind == "targeted_dropout":
-        return TargetedDropout(weights, section.share, section.probability)
-    raise PruningError(f"unknown kind of sparsify '{section.kind}'")
+    return TargetedDropout(weights, section.share, section.probability)

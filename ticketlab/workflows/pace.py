@@ -131,7 +131,8 @@ def _task(plan: Plan, level: int, steps: int) -> LevelTask:
     """A level with the right number of weights; which ones makes no difference to its time."""
     weights = plan.build(plan.recipe.seed).state_dict()
     mask = _mask(plan, level)
-    return LevelTask(1, plan.recipe.seed, level, mask, masked(weights, mask), 0, steps)
+    moves = plan.rewiring is not None and level > 0
+    return LevelTask(1, plan.recipe.seed, level, mask, masked(weights, mask), 0, steps, may_grow=moves)
 
 
 def _mask(plan: Plan, level: int) -> Mask:

@@ -27,6 +27,7 @@ from ticketlab.recipe import DataSection, Recipe, Where, recipe_hash
 from ticketlab.recipe_file import Problem, RecipeFile
 from ticketlab.registry import check_options, did_you_mean, file_digest, load_file
 from ticketlab.report import SAME_DENSITY
+from ticketlab.training.gradients import check_surgeon
 from ticketlab.workflows.amounts import check_amounts
 from ticketlab.workflows.build import build_model, check_model
 from ticketlab.workflows.rewiring import Rewiring, check_dynamic, check_rewiring, make_rewiring
@@ -149,6 +150,14 @@ class Plan:
         shapes = {pool.layers[0]: self.shapes[pool.layers[0]] for pool in self.pools if pool.rate}
         return list((known | keep_by_shape(shapes, sum(known[name] for name in shapes), allocation == "erk")).values())
 
+    def keeps_on_the_way(self, level: int, done: float) -> list[int]:
+        """Weights that each pool keeps when this share of the prunings to a level is over, by the same share each."""
+        sizes = [sum(self.judged[name] for name in pool.layers) for pool in self.pools]
+        return [
+            max(end, math.floor(count * (end / count) ** done + 0.5))
+            for count, end in zip(sizes, self.keeps(level), strict=True)
+        ]
+
     @property
     def densities(self) -> list[float]:
         """Density of each level."""
@@ -217,6 +226,9 @@ def check_recipe(file: RecipeFile) -> None:
         except PluginError as error:
             problems.append((("plugins", index), str(error)))
     recipe = file.recipe
+    if recipe.variants:
+        names = ", ".join(recipe.variants)
+        problems.append((("variants",), f"this command takes one recipe: choose with --set variant=NAME of {names}"))
     problems += _check(
         ("pruning", "criterion"), lambda: criteria.find(recipe.pruning.criterion), recipe.pruning.options
     )
@@ -342,6 +354,8 @@ def make_plan(file: RecipeFile, data: Data) -> Plan:
             search = make_search(recipe, model, data.dataset.input_shape, per_epoch)
             judged = {group.name: group.units for group in search.groups} or sizes
         pools = _pools(recipe, judged)
+        if recipe.pruning.criterion == "obs" or recipe.pruning.compensate:
+            check_surgeon(model, list(shapes))
     except FusionError as error:
         problems.append(
             (("pruning", "reclaim") if recipe.pruning.reclaim else ("early_bird", "granularity"), str(error))
@@ -413,6 +427,9 @@ def _pools(recipe: Recipe, sizes: Mapping[str, int]) -> list[Pool]:
         stuck = _stuck_at(pools, sizes, recipe.pruning.levels)
         if 1 < stuck <= recipe.pruning.levels:
             raise PruningError(f"nothing is left to remove from level {stuck} on; ask for at most {stuck - 1} levels")
+    if section.criterion == "unit_l1" and any(list(sizes)[-1] in pool.layers and pool.rate for pool in pools):
+        output = list(sizes)[-1].removesuffix(".weight")
+        raise PruningError(f"unit_l1 would remove whole classes from the output layer: add ignore: [{output}]")
     if keeps == [keep_count(pool, sizes, 0) for pool in pools]:
         raise PruningError("nothing would ever be removed; raise the rate, lower the densities or ignore fewer layers")
     return pools

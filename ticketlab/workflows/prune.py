@@ -68,6 +68,8 @@ def _train(plan: Plan, store: RunStore, replicate: int, level: int, settings: Se
         yield seen
         if isinstance(seen, Level) and seen.effective_density == 0:
             yield Notice(f"replicate {replicate}, level {level}: no path from input to output is left")
+    if rewires(plan, level) and (end := store.read_ticket(replicate, level)) is not None:
+        yield from _warnings(plan, end.mask, replicate, level)
 
 
 def _task(plan: Plan, store: RunStore, replicate: int, level: int, ticket: Ticket) -> LevelTask:

@@ -71,10 +71,11 @@ def report_runs(root: Path, names: Sequence[str], against: str | None, out: Path
         drawings, beside = _beside(page)
         _refuse_foreign(folder, beside, earlier or set())
         content = html(page, drawings).encode()
-        # the page first: it names the files beside it, so that one that is cut short here is made whole by the next
+        # a page names the files beside it: the old one goes after its files and the new one comes before, so that what
+        # is cut short here is made whole by the next call
+        remove_files([folder / name for name in (earlier or set()) - set(beside)])
         for name, written in {PAGE: content, **beside}.items():
             RunStore(folder).write_file(name, written)
-        remove_files([folder / name for name in (earlier or set()) - set(beside)])
     found = [store.path for store in stores]
     return Reported(folder / PAGE, len(page.pictures), len(page.tables), len(content), found)
 
@@ -83,7 +84,9 @@ def _refuse_foreign(folder: Path, names: Iterable[str], earlier: Collection[str]
     """Raise RunError for a file that would be written over and that no page of ours has left there."""
     for name in names:
         if (folder / name).exists() and name not in earlier:
-            raise RunError(f"{folder / name}: is there already, and not of ticketlab report; name another folder")
+            raise RunError(
+                f"{folder / name}: is there already, and no page of ticketlab report has it; name another folder"
+            )
 
 
 def _named(root: Path, names: Sequence[str]) -> list[RunStore]:

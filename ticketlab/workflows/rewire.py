@@ -73,8 +73,9 @@ class Rewire:
         for name, kept in left.items():
             # what has just gone may come back at once, with its value, as in the papers' codes
             grown = strongest(self._score(name, step), ~kept, counts[name])
-            if self.section.drop == "sign":
-                self.signs[name] = torch.where(grown & ~self.net.mask[name], self._signs(name, step), self.signs[name])
+            if self.section.drop == "sign":  # from zero, with a sign of its own
+                self.net.change_(name, kept, self.optimizer)
+                self.signs[name] = torch.where(grown, self._signs(name, step), self.signs[name])
             self.net.change_(name, kept | grown, self.optimizer)
             self.ever[name] |= grown
         yield from ()  # nothing to tell

@@ -63,6 +63,11 @@ def check_dynamic(recipe: Recipe) -> list[Problem]:
             f"belongs to grow: momentum, not to {section.grow}",
         ),
         (
+            section.drop == "sign" and section.grow != "random",
+            "grow",
+            "drop: sign has weights that come anywhere, with any sign: grow: random",
+        ),
+        (
             section.drop == "sign" and (section.fraction, section.decay) != (usual.fraction, usual.decay),
             "drop",
             "sign drops what has changed its sign, however many: leave fraction and decay out",

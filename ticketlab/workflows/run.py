@@ -116,7 +116,9 @@ def prune_run(
             if not is_done:
                 begin_run(store, plan.recipe, facts)
         yield from (Notice(text) for text in warnings)
-        with outcome(store), nullcontext() if is_done else Summary(store, plan.recipe) as summary:
+        # of a run that is done already nothing is written, however its reading ends
+        kept = told(store) if is_done else outcome(store)
+        with kept, nullcontext() if is_done else Summary(store, plan.recipe) as summary:
             yield Started(store, plan, str(device), workers)
             # the plan's recipe names the stand-in where one is used, so that workers use it too
             body = partial(train_replicate, plan.file, machine, store.path, str(device))

@@ -81,6 +81,9 @@ class RunAnalysis:
         """The recipe of the run with another rewind step, as deep as a level; deeper, where there is one already."""
         replicates = max(finished_replicates(self.store, level))
         overrides = [f"pruning.rewind={step}it", f"replicates={replicates}", "claims=[]"]
+        densities = run_file(self.store).recipe.pruning.densities
+        if densities:
+            return run_file(self.store, [*overrides, f"pruning.densities={list(densities[:level])}"])
         file = run_file(self.store, [*overrides, f"pruning.levels={level}"])
         kept = self.store.path.parent / run_name(file) / "recipe.yaml"
         deepest = read_recipe(kept).recipe.pruning.levels if kept.exists() else 0

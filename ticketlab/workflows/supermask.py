@@ -28,6 +28,7 @@ from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.training.loop import evaluate
 from ticketlab.training.recalibrate import recalibrate_
+from ticketlab.workflows.amounts import looks_at_examples
 from ticketlab.workflows.learn_mask import (
     WEIGHTS,
     Learning,
@@ -107,6 +108,8 @@ def check_supermasks(recipe: Recipe, run: str, names: Sequence[str]) -> None:
             "make a run with: -s method=imp -s pruning.levels=0"
         )
     for name in names:
+        if looks_at_examples(name):
+            raise RunError(f"{run}: '{name}' looks at training examples, which masks for untrained weights do not")
         if criteria.needs(name) & COUNTED and not counts_flips(recipe):
             raise RunError(
                 f"{run}: '{name}' needs sign flips, which it does not count; make a run with: -s 'watch=[sign_flips]'"

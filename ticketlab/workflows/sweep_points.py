@@ -44,8 +44,9 @@ class Point:
         return {field: parse_value(value) for field, value in self.swept}
 
 
-def points_of(overrides: Sequence[str], variants: Mapping[str, Sequence[str]] = {}) -> list[Point]:
+def points_of(overrides: Sequence[str], variants: Mapping[str, Sequence[str]] | None = None) -> list[Point]:
     """The points of each variant that is asked for, all if none is; without variants those of the overrides alone."""
+    variants = variants or {}
     asked = [value for text in overrides for value in _values(text) if text.startswith("variant=")]
     if unknown := [name for name in asked if name not in variants]:
         raise RecipeError(f"--set variant={unknown[0]}: no such variant{did_you_mean(unknown[0], variants)}")

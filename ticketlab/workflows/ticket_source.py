@@ -14,6 +14,7 @@ from ticketlab.errors import MissingRun, RunError
 from ticketlab.pruning.masks import Mask, masked
 from ticketlab.recipe import PruningSection, Recipe
 from ticketlab.recipe_file import Problem, RecipeFile, read_recipe
+from ticketlab.report import sum_known
 from ticketlab.runs.find import find_run, is_path_of_run, list_runs, matching
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.ticket import digest
@@ -70,7 +71,11 @@ class TicketSource:
             found = (drawn.executed.dense, drawn.remaining.dense, drawn.seconds.dense)
             return dict(zip(("flops", "remaining_flops", "seconds"), found, strict=True))
         own = next(level for level in levels if level.level == self.level)
-        return cost_behind([level for level in levels if level is not own], own, recipe)
+        if recipe.method == "dynamic":  # the mask is what the whole training came to
+            return cost_behind(levels, own, recipe)
+        found = cost_behind([level for level in levels if level is not own], own, recipe)
+        looked = {"flops": own.looking_flops, "remaining_flops": own.looking_flops, "seconds": own.looking_seconds}
+        return {what: sum_known([found[what], looked[what]]) for what in found}
 
 
 def check_ticket(recipe: Recipe) -> list[Problem]:

@@ -16,6 +16,7 @@ from ticketlab.models.build import call_builder, find_builder
 from ticketlab.models.compact import layer_widths, rebuild
 from ticketlab.pruning.allocate import prune
 from ticketlab.pruning.criteria import Evidence, criteria
+from ticketlab.pruning.early_bird import decides_nothing
 from ticketlab.pruning.masks import Mask, full_mask, masked
 from ticketlab.pruning.ranks import ranks
 from ticketlab.pruning.reclaim import prune_live
@@ -185,17 +186,17 @@ def mask_at_init(plan: Plan, replicate: int, level: int, weights: Mapping[str, T
 
     The criterion looks at what the round before left. Source: Tanaka et al. 2020 (SynFlow), algorithm 1.
     """
-    whole = plan.recipe.pruning.rounds
-    mask = full_mask(plan.build(0))
-    density = plan.densities[level]
+    whole, mask = plan.recipe.pruning.rounds, full_mask(plan.build(0))
     for at in range(1, whole + 1):
         left = masked(weights, mask)
         seed = derive_seed(replicate_seed(plan, replicate), "criterion", level, *([at] if whole > 1 else []))
         observed = Observed(seed, weights, 0.0, {}, measured_by(plan, replicate, left, mask))
-        keeps = plan.keeps(level) if at == whole else plan.keeps_at(density ** (at / whole))
-        mask = mask_by_criterion(
-            plan, {name: left[name] for name in mask}, mask, observed, keeps, f"level {level}, round {at}"
-        )
+        where = f"level {level}, round {at}"
+        saliency = saliencies(plan, {name: left[name] for name in mask}, mask, observed, where)
+        if at == 1 and decides_nothing(saliency, plan.pools):
+            name = plan.recipe.pruning.criterion
+            raise FailedRun(f"criterion '{name}' says the same of all weights before training; take another one")
+        mask = _cut(plan, saliency, mask, plan.keeps_on_the_way(level, at / whole), where)
     return mask
 
 
@@ -246,7 +247,10 @@ def mask_by_criterion(
 
     Raises FailedRun that names the criterion where its saliency is of no use.
     """
-    saliency = saliencies(plan, numbers, before, seen, where)
+    return _cut(plan, saliencies(plan, numbers, before, seen, where), before, keeps, where)
+
+
+def _cut(plan: Plan, saliency: Mapping[str, Tensor], before: Mask, keeps: Sequence[int], where: str) -> Mask:
     try:
         return cut(plan, saliency, before, keeps)
     except PruningError as error:

@@ -369,13 +369,19 @@ def _finish(plan: Plan, task: LevelTask, trainer: Trainer, watches: Sequence[Wat
         effective_density=None if task.frozen else effective_density(trainer.whole, shape, mask, total),
         flops=None if task.frozen else executed * examples + looking,
         remaining_flops=None if task.frozen else left * examples + looking + _growing(trainer.whole, shape, task),
+        looking_flops=looking,
+        looking_seconds=task.spent,
         **extra,
     )
 
 
 def _growing(model: nn.Module, shape: Sequence[int], task: LevelTask) -> float:
     """Operations of the gradients of weights that were removed."""
-    return 2.0 * sum(layer_macs(model, shape).values()) * task.dense_gradients if task.dense_gradients else 0.0
+    if not task.dense_gradients:
+        return 0.0
+    kept = {name.removesuffix(".weight"): share for name, share in shares(task.mask).items()}
+    removed = sum(count * (1 - kept.get(layer, 1.0)) for layer, count in layer_macs(model, shape).items())
+    return 2.0 * removed * task.dense_gradients
 
 
 def _mean_shares(plan: Plan, task: LevelTask, end: Mask) -> dict[str, float]:
