@@ -73,9 +73,9 @@ class TicketSource:
         own = next(level for level in levels if level.level == self.level)
         if recipe.method == "dynamic":  # the mask is what the whole training came to
             return cost_behind(levels, own, recipe)
-        found = cost_behind([level for level in levels if level is not own], own, recipe)
+        behind = cost_behind([level for level in levels if level is not own], own, recipe)
         looked = {"flops": own.looking_flops, "remaining_flops": own.looking_flops, "seconds": own.looking_seconds}
-        return {what: sum_known([found[what], looked[what]]) for what in found}
+        return {name: sum_known([behind[name], cost]) for name, cost in looked.items()}
 
 
 def check_ticket(recipe: Recipe) -> list[Problem]:
