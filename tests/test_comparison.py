@@ -176,7 +176,8 @@ def test_the_figure_and_the_table_have_every_point(make_run):
 def test_tables_show_the_densities_that_methods_share(make_run):
     ladder = [level(1, n, 0.9, density=density) for n, density in enumerate((1.0, 0.5, 0.2))]
     jump = [level(1, n, 0.8, density=density) for n, density in enumerate((1.0, 0.2))]
-    stores = [make_run("a", ladder), make_run("b", jump, "pruning.criterion=random")]
+    others = [make_run(name, jump, f"pruning.criterion={name}") for name in ("random", "movement")]
+    stores = [make_run("a", ladder), *others]
     (comparison,) = compare(stores)
     assert comparison.densities() == [1.0, 0.5, 0.2] and comparison.shared_densities() == [1.0, 0.2]
     (alone,) = compare(stores[:1])

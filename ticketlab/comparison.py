@@ -104,9 +104,9 @@ class Comparison:
         return sorted({point.density for point in self.points}, reverse=True)
 
     def shared_densities(self) -> list[float]:
-        """Those that two methods have, or more; all where there are none."""
-        methods = Counter(point.density for point in self.points)
-        return [density for density in self.densities() if methods[density] > 1] or self.densities()
+        """Those that at least half of the methods have; all where there are none."""
+        methods, half = Counter(point.density for point in self.points), len(self.methods()) / 2
+        return [density for density in self.densities() if methods[density] >= half] or self.densities()
 
     def at(self, method: str, density: float) -> Point | None:
         """One point, if it was measured."""

@@ -37,7 +37,7 @@ def compared(done: Compared, json: bool) -> None:
         if common := said(one.common):
             note(f"unless a name says otherwise: {common}")
         if len(one.shared_densities()) < len(one.densities()):
-            note("densities that a single method has are in the files alone")
+            note("densities that fewer than half of the methods have are in the files alone")
         note(f"▲ ahead of, ▼ behind '{one.baseline}' by more than the interval of the paired difference; (n) seeds")
         costs = new_table(
             "all training, search included: 10⁹ operations executed / seconds / effective density %", columns
