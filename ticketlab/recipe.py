@@ -196,7 +196,7 @@ class DynamicSection(Section):
     """Which come: those of the largest gradient (RigL), any (SET), or those of the largest mean gradient over time,
     which also decides how many come to each layer (sparse momentum)."""
     drop: Literal["magnitude", "sign"] = "magnitude"
-    """Which go: a `fraction` of each layer, the smallest; or all that have left the sign they were given (deep rewiring;
+    """Which go: a `fraction` of each layer, the smallest; or all that have left the sign they had (deep rewiring;
     it looks after every step, every: 1it)."""
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of a layer's remaining weights that goes the first time."""
