@@ -186,3 +186,14 @@ def test_the_command_says_what_it_chose_and_how_to_ask_for_it_again(tiny, machin
     assert len(timed) == 3
     swept = ticketlab("-s", "seed=0,1")
     assert swept.exit_code == 2 and "--budget is for one run" in swept.stderr
+
+
+def test_the_time_of_a_level_counts_what_its_mask_looks_at(tiny, places):
+    pace = Pace({0: 0.01}, 0.0, 0.0, 0.0)
+    seconds = []
+    for criterion in ("magnitude", "snip"):
+        plan = make_plan(*load_data(tiny("method=at_init", f"pruning={{criterion: {criterion}}}"), places))
+        seconds.append([pace.level_seconds(plan, level, 30) for level in (0, 1)])
+    assert seconds[0] == pytest.approx([0.3, 0.3])
+    # 1,000 examples in double precision, 32 of which are a step of 0.01 s
+    assert seconds[1] == pytest.approx([0.3, 0.3 + 2 * 1000 / 32 * 0.01])

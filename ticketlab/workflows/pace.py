@@ -20,11 +20,14 @@ from ticketlab.runs.store import RunStore
 from ticketlab.training.loop import evaluate
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Machine, plan_on
+from ticketlab.workflows.tickets import looks
 from ticketlab.workflows.train_level import LevelTask, Settings, level_steps, make_trainer, train_level
 from ticketlab.workflows.workers import run_jobs
 
 TIMED_SECONDS = 0.6
 """How long steps are timed; at least one, beside a first one that warms up."""
+DOUBLE = 2.0
+"""Double precision takes about so many times as long."""
 TIMED_EXAMPLES = 1000
 """Examples whose evaluation is timed."""
 TIMED_LEVELS = 4
@@ -47,10 +50,11 @@ class Pace:
     """From the start of a process to its first step."""
 
     def level_seconds(self, plan: Plan, level: int, steps: int) -> float:
-        """A level of so many steps, with its evaluations: the grid's, and the test set twice."""
+        """A level of so many steps, with what its mask takes, its evaluations on the grid and the test set twice."""
         points = -(-steps // plan.evaluate_every)
         examples = points * len(plan.splits.validation) + 2 * len(plan.splits.test)
-        return steps * self.step(level) + examples * self.example + self.level
+        looking = DOUBLE * looks(plan, level) * self.step(0) / plan.recipe.train.batch_size
+        return steps * self.step(level) + examples * self.example + self.level + looking
 
     def step(self, level: int) -> float:
         """One optimizer step at a level."""
