@@ -3,9 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
+from ticketlab.errors import Interrupted
 from ticketlab.runs.store import Level
+from ticketlab.workflows.prune import prune_replicate
+from ticketlab.workflows.train_level import Settings
 
 TINY = """
 model: {name: lenet_300_100}
@@ -50,3 +54,18 @@ def level(replicate, index, accuracy, density=None, **changes):
         remaining_flops=50.0,
     )  # fmt: skip
     return replace(made, **changes)
+
+
+def stopped_at(plan, store, steps):
+    """Train a replicate that is stopped after each of these steps, counted over all levels, and goes on to its end."""
+    done = 0
+
+    def stops():
+        nonlocal done
+        done += 1
+        return done in steps
+
+    for _ in steps:
+        with pytest.raises(Interrupted):
+            list(prune_replicate(plan, store, 1, Settings(should_stop=stops)))
+    list(prune_replicate(plan, store, 1, Settings()))

@@ -2,20 +2,18 @@
 
 import pytest
 import torch
-from support import equal, states, untimed
+from support import equal, states, stopped_at, untimed
 from torch.nn import functional
 
 from ticketlab.comparison import run_networks
 from ticketlab.data.batches import shuffled_batches
-from ticketlab.errors import Interrupted, RecipeError, RunError
+from ticketlab.errors import RecipeError, RunError
 from ticketlab.pruning.masks import masked
 from ticketlab.report import run_levels
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.controls import control_run
 from ticketlab.workflows.plan import check_recipe, load_data, make_plan
-from ticketlab.workflows.prune import prune_replicate
-from ticketlab.workflows.train_level import Settings
 
 PRUNING = "pruning={criterion: random, densities: [0.2], allocation: er}"
 NAMES = ["fc1.weight", "fc2.weight", "output.weight"]
@@ -88,17 +86,8 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(pruned, tiny, places, tmp_pat
     asked = ["method=dynamic", PRUNING, *KINDS[kind], *ADAMW]
     whole, _ = pruned(*asked)
     plan = make_plan(*load_data(tiny(*asked), places))
-    store, steps = RunStore(tmp_path / "stopped"), 0
-
-    def stops():
-        nonlocal steps
-        steps += 1
-        return steps in (37, 44, 51)  # level 0 has 30 steps
-
-    for _ in range(3):
-        with pytest.raises(Interrupted):
-            list(prune_replicate(plan, store, 1, Settings(should_stop=stops)))
-    list(prune_replicate(plan, store, 1, Settings()))
+    store = RunStore(tmp_path / "stopped")
+    stopped_at(plan, store, (37, 44, 51))  # level 0 has 30 steps
     assert [untimed(one) for one in store.levels(1)] == [untimed(one) for one in whole.levels(1)]
     assert equal(states(store, 2), states(whole, 2))
 

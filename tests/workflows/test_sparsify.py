@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from support import equal, states, untimed
+from support import equal, states, stopped_at, untimed
 
-from ticketlab.errors import Interrupted, RecipeError
+from ticketlab.errors import RecipeError
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.plan import check_recipe, load_data, make_plan
-from ticketlab.workflows.prune import prune_replicate
-from ticketlab.workflows.train_level import Settings
 
 KINDS = {
     "group_lasso": "train.sparsify={kind: group_lasso, strength: 1e-3}",
@@ -27,17 +25,8 @@ def test_level_0_is_another_network_and_a_stopped_run_the_same(pruned, tiny, pla
     assert not torch.equal(whole.read_weights(1, 0, "final")[name], plain.read_weights(1, 0, "final")[name])
     assert all(value.isfinite().all() for value in whole.read_weights(1, 0, "final").values())
     plan = make_plan(*load_data(tiny(*asked), places))
-    store, steps = RunStore(tmp_path / "stopped"), 0
-
-    def stops():
-        nonlocal steps
-        steps += 1
-        return steps in (7, 15)
-
-    for _ in range(2):
-        with pytest.raises(Interrupted):
-            list(prune_replicate(plan, store, 1, Settings(should_stop=stops)))
-    list(prune_replicate(plan, store, 1, Settings()))
+    store = RunStore(tmp_path / "stopped")
+    stopped_at(plan, store, (7, 15))
     assert [untimed(one) for one in store.levels(1)] == [untimed(one) for one in whole.levels(1)]
     assert equal(states(store, 2), states(whole, 2))
 
