@@ -114,6 +114,7 @@ def test_gradients_of_removed_weights_are_counted(pruned):
         (["method=dynamic", "dynamic={every: 0it}"], "must be at least 1it"),
         (["method=dynamic", "pruning={criterion: flipout}"], "before training there are none"),
         (["method=dynamic", "watch=[sign_flips]"], "not counted where weights are replaced"),
+        (["method=dynamic", "pruning={reclaim: dead_paths}"], "weights that are replaced come anywhere"),
         (["method=dynamic", "pruning={after: lr_rewind}"], "dynamic prunes before it trains"),
     ],
 )

@@ -53,8 +53,11 @@ def check_dynamic(recipe: Recipe) -> list[Problem]:
     if recipe.method != "dynamic":
         message = f"belongs to method: dynamic, not to {recipe.method}"
         return [] if section == DynamicSection() else [(("dynamic",), message)]
-    usual, counts = DynamicSection(), counts_flips(recipe) and not sees_flips(recipe)
-    watched: list[Problem] = [(("watch",), "sign flips are not counted where weights are replaced")] if counts else []
+    usual, elsewhere = DynamicSection(), list[Problem]()
+    if counts_flips(recipe) and not sees_flips(recipe):
+        elsewhere.append((("watch",), "sign flips are not counted where weights are replaced"))
+    if recipe.pruning.reclaim:
+        elsewhere.append((("pruning", "reclaim"), "weights that are replaced come anywhere; leave it out"))
     rules = [
         (section.every.count == 0, "every", "must be at least 1it"),
         (
@@ -73,7 +76,7 @@ def check_dynamic(recipe: Recipe) -> list[Problem]:
             "sign drops what has changed its sign, however many: leave fraction and decay out",
         ),
     ]
-    return watched + [(("dynamic", name), message) for is_broken, name, message in rules if is_broken]
+    return elsewhere + [(("dynamic", name), message) for is_broken, name, message in rules if is_broken]
 
 
 def check_rewiring(recipe: Recipe, per_epoch: int) -> list[Problem]:
