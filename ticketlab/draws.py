@@ -36,6 +36,10 @@ class Cost:
         """Search and ticket together."""
         return self.dense + self.ticket
 
+    def percentages(self) -> tuple[str, str]:
+        """The total as a percentage of one-shot and of iterative pruning's cost."""
+        return f"{100 * self.total / self.one_shot:.0f}", f"{100 * self.total / self.imp:.0f}"
+
 
 @dataclass(frozen=True)
 class Draw:

@@ -131,10 +131,14 @@ def _of_variant(tree: dict[str, Any], overrides: Sequence[str]) -> tuple[list[st
         return [], []
     if name not in variants:
         return [], [(("variant",), f"there is no variant '{name}'{did_you_mean(str(name), map(str, variants))}")]
-    fields = {text.partition("=")[0] for text in overrides}
     own = tree.pop("variants")[name]
-    found = [str(text) for text in own] if isinstance(own, list) else []
-    return [text for text in found if text.partition("=")[0] not in fields], []
+    return unless_set([str(text) for text in own] if isinstance(own, list) else [], overrides), []
+
+
+def unless_set(own: Iterable[str], overrides: Iterable[str]) -> list[str]:
+    """A variant's overrides but for those of fields that others set."""
+    fields = {text.partition("=")[0] for text in overrides}
+    return [text for text in own if text.partition("=")[0] not in fields]
 
 
 def parse_value(text: str) -> Any:

@@ -144,10 +144,14 @@ def test_gradual_pruning_ends_at_the_density_asked_for(pruned):
         (["pruning={allocation: er, scope: global}"], "er belongs to scope: layer"),
         (["pruning={allocation: erk, output_rate: 0.1}"], "leave rates and output_rate out"),
         (["method=gradual", "pruning={densities: [0.2, 0.1]}"], "make a run for each"),
+        (["pruning={criterion: obs}"], "use method: oneshot"),
+        (["method=early_bird", "pruning={criterion: snip}"], "looks at examples, which a search does not"),
+        (["pruning={examples: 10}"], "'magnitude' looks at no examples"),
+        (["method=at_init", "pruning={after: reinit, rewind: 5it}"], "reinit trains from the beginning"),
         (["method=early_bird", "pruning={densities: [0.2]}"], "early_bird.densities"),
     ],
 )
-def test_amounts_that_a_method_cannot_follow_are_told(tiny, overrides, message):
+def test_what_a_method_cannot_follow_is_told(tiny, overrides, message):
     with pytest.raises(RecipeError, match=message):
         check_recipe(tiny(*overrides))
 
@@ -192,20 +196,6 @@ def test_networks_with_batch_norm_are_pruned_before_and_early_in_training(pruned
         assert remaining(mask) == pytest.approx(0.2 * sum(kept.numel() for kept in mask.values()), abs=1)
         first = next(iter(mask.values())).flatten()
         assert not first.int().diff().ge(0).all(), "not by position"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["pruning={criterion: obs}"], "use method: oneshot"),
-        (["method=early_bird", "pruning={criterion: snip}"], "looks at examples, which a search does not"),
-        (["pruning={examples: 10}"], "'magnitude' looks at no examples"),
-        (["method=at_init", "pruning={after: reinit, rewind: 5it}"], "reinit trains from the beginning"),
-    ],
-)
-def test_evidence_that_is_not_to_be_had_is_told(tiny, overrides, message):
-    with pytest.raises(RecipeError, match=message):
-        check_recipe(tiny(*overrides))
 
 
 def test_layers_that_the_surgeon_cannot_treat_are_told_before_training(tiny, places):

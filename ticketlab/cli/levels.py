@@ -12,7 +12,6 @@ from ticketlab.cli.render import new_table, note, result, show, with_interval
 from ticketlab.words import counted, long_time
 
 if TYPE_CHECKING:
-    from ticketlab.draws import Cost
     from ticketlab.report import Row
     from ticketlab.runs.store import Level, RunStore
     from ticketlab.workflows.plan import Plan
@@ -104,19 +103,14 @@ def _draw_table(store: RunStore, levels: Sequence[Level]) -> None:
             "" if row.minus_end is None else with_interval(row.minus_end, "+.2f"),
             f"{row.steps:,.0f}",
             f"{row.executed.dense / 10**exponent:.3g} + {row.executed.ticket / 10**exponent:.3g}",
-            *_shares(row.executed),
-            *_shares(row.remaining),
+            *row.executed.percentages(),
+            *row.remaining.percentages(),
             f"{row.seconds.total:.1f}",
-            *(share + ("" if row.is_measured else " *") for share in _shares(row.seconds)[:1]),
-            _shares(row.seconds)[1] + " *",
+            *(share + ("" if row.is_measured else " *") for share in row.seconds.percentages()[:1]),
+            row.seconds.percentages()[1] + " *",
         )
     show(table)
     note("* reckoned from seconds per step; also_at: the end of training measures one-shot pruning")
-
-
-def _shares(cost: Cost) -> tuple[str, str]:
-    """A cost as a percentage of one-shot and of iterative pruning's."""
-    return f"{100 * cost.total / cost.one_shot:.0f}", f"{100 * cost.total / cost.imp:.0f}"
 
 
 def planned(plan: Plan, runs: Path, json: bool) -> None:

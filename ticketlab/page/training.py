@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from ticketlab import run_figures
-from ticketlab.draws import SEARCH, Cost, draw_rows, draws
+from ticketlab.draws import SEARCH, draw_rows, draws
 from ticketlab.figures import mask_distances
 from ticketlab.page.blocks import Block, Picture, Table
 from ticketlab.page.facts import Facts
@@ -61,7 +61,7 @@ def searches(facts: Facts) -> Iterator[Block]:
                     f"{row.settled} of {row.test_accuracy.n}" if row.chosen else "fixed",
                     interval(row.test_accuracy), str(row.test_accuracy.n),
                     f"{row.executed.dense / 1e9:,.4g} + {row.executed.ticket / 1e9:,.4g}",
-                    *_shares(row.executed), f"{row.seconds.total:.1f}", *_shares(row.seconds),
+                    *row.executed.percentages(), f"{row.seconds.total:.1f}", *row.seconds.percentages(),
                 )
                 for row in rows
             ],
@@ -84,7 +84,3 @@ def searches(facts: Facts) -> Iterator[Block]:
                     for before, distance in zip(record["steps"][at - len(row) : at], row, strict=True)
                 ],
             )
-
-
-def _shares(cost: Cost) -> tuple[str, str]:
-    return f"{100 * cost.total / cost.one_shot:.0f}", f"{100 * cost.total / cost.imp:.0f}"

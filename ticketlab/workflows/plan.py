@@ -152,10 +152,9 @@ class Plan:
 
     def keeps_on_the_way(self, level: int, done: float) -> list[int]:
         """Weights that each pool keeps when this share of the prunings to a level is over, by the same share each."""
-        sizes = [sum(self.judged[name] for name in pool.layers) for pool in self.pools]
         return [
             max(end, math.floor(count * (end / count) ** done + 0.5))
-            for count, end in zip(sizes, self.keeps(level), strict=True)
+            for count, end in zip(self.keeps(0), self.keeps(level), strict=True)
         ]
 
     @property

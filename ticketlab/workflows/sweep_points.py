@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from ticketlab.errors import RecipeError, TicketlabError
 from ticketlab.recipe import Recipe
-from ticketlab.recipe_file import parse_value, read_recipe
+from ticketlab.recipe_file import parse_value, read_recipe, unless_set
 from ticketlab.registry import did_you_mean
 from ticketlab.workflows.plan import Plan, load_once
 from ticketlab.workflows.run import Machine, plan_on
@@ -53,11 +53,9 @@ def points_of(overrides: Sequence[str], variants: Mapping[str, Sequence[str]] | 
     if not variants:
         return _points(overrides)
     rest = [text for text in overrides if not text.startswith("variant=")]
-    fields = {text.partition("=")[0] for text in rest}
     found = []
     for name in asked or variants:
-        own = [text for text in variants[name] if text.partition("=")[0] not in fields]
-        for point in _points([*own, *rest]):
+        for point in _points([*unless_set(variants[name], rest), *rest]):
             found.append(Point((f"variant={name}", *point.overrides), (("variant", name), *point.swept)))
     return found
 

@@ -176,7 +176,7 @@ def next_mask(
     numbers = {name: trained[name] for name in before}
     progress = plan.schedule.completed(level) / plan.steps if plan.schedule else 1.0
     seed = derive_seed(replicate_seed(plan, replicate), "criterion", level)
-    measured = measured_by(plan, replicate, masked(trained, before), before)
+    measured = measured_by(plan, replicate, trained, before)
     observed = Observed(seed, initial, progress, flips, measured)
     return mask_by_criterion(plan, numbers, before, observed, plan.keeps(level), f"level {level}")
 
@@ -190,7 +190,7 @@ def mask_at_init(plan: Plan, replicate: int, level: int, weights: Mapping[str, T
     for at in range(1, whole + 1):
         left = masked(weights, mask)
         seed = derive_seed(replicate_seed(plan, replicate), "criterion", level, *([at] if whole > 1 else []))
-        observed = Observed(seed, weights, 0.0, {}, measured_by(plan, replicate, left, mask))
+        observed = Observed(seed, weights, 0.0, {}, measured_by(plan, replicate, weights, mask))
         where = f"level {level}, round {at}"
         saliency = saliencies(plan, {name: left[name] for name in mask}, mask, observed, where)
         if at == 1 and decides_nothing(saliency, plan.pools):
@@ -201,12 +201,12 @@ def mask_at_init(plan: Plan, replicate: int, level: int, weights: Mapping[str, T
 
 
 def measured_by(plan: Plan, replicate: int, weights: Mapping[str, Tensor], mask: Mask) -> dict[str, dict[str, Tensor]]:
-    """What training examples say of a network, of the kinds that the criterion asks for."""
+    """What training examples say of weights under a mask, of the kinds that the criterion asks for."""
     needs = criteria.needs(plan.recipe.pruning.criterion)
     if not needs & set(MEASURED):
         return {}
     try:
-        return measure(_probe(plan, replicate, weights, mask), needs)
+        return measure(_probe(plan, replicate, masked(weights, mask), mask), needs)
     except PruningError as error:
         raise FailedRun(f"criterion '{plan.recipe.pruning.criterion}': {error}") from error
 
