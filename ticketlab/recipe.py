@@ -63,26 +63,40 @@ class DataSection(Section):
 class SparsifySection(Section):
     """What draws weights to zero while level 0 trains (methods imp, oneshot, early_bird); later levels do without."""
 
-    kind: Literal["l1", "hoyer_square", "group_lasso", "targeted_dropout", "global_sparse_momentum"]
-    """A penalty on prunable weights: l1, hoyer_square (of each layer), group_lasso (of each unit or filter); or
-    targeted_dropout, or global_sparse_momentum (docs/methods.md)."""
+    kind: Literal[
+        "l1",
+        "hoyer_square",
+        "group_lasso",
+        "l0",
+        "variational_dropout",
+        "targeted_dropout",
+        "global_sparse_momentum",
+    ]
+    """A penalty on prunable weights: l1, hoyer_square (of each layer), group_lasso (of each unit or filter); gates on
+    them: l0 (hard concrete), variational_dropout; or targeted_dropout, or global_sparse_momentum (docs/methods.md)."""
     strength: Annotated[float, Field(gt=0)] = 1e-4
-    """Of a penalty: its gradient is added so many times."""
+    """Of a penalty, on weights or on open gates: its gradient is added so many times."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """targeted_dropout: the smaller weights of each unit that may be dropped; global_sparse_momentum: of all weights,
     those that learn in a step."""
     probability: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """targeted_dropout: with which each of them is."""
+    """targeted_dropout: with which each of them is; l0: with which a gate is closed before training, about."""
+    gate_lr: Annotated[float, Field(gt=0)] = 1e-2
+    """l0, variational_dropout: learning rate of the gates, which have an Adam of their own."""
 
     def model_post_init(self, _: Any, /) -> None:
         """Refuse what the kind would ignore."""
         uses = {
             "targeted_dropout": {"share", "probability"},
             "global_sparse_momentum": {"share"},
+            "l0": {"strength", "probability", "gate_lr"},
+            "variational_dropout": {"strength", "gate_lr"},
         }.get(self.kind, {"strength"})
-        for name in sorted({"strength", "share", "probability"} - uses):
+        for name in sorted({"strength", "share", "probability", "gate_lr"} - uses):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise PydanticCustomError("sparsify", f"{name} does not belong to kind: {self.kind}")
+        if self.kind == "l0" and self.probability == 1:
+            raise PydanticCustomError("sparsify", "probability must be below 1: gates that are all closed never open")
 
 
 class TrainSection(Section):
@@ -208,6 +222,10 @@ class DynamicSection(Section):
     """Time after which the mask stays as it is; left out, three quarters of the training."""
     momentum: Fraction = 0.9
     """grow: momentum. What the mean gradient keeps of itself at every step."""
+    l1: Annotated[float, Field(ge=0)] = 0.0
+    """drop: sign. Pull of remaining weights to zero: so many times their sign is added to their gradients."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """drop: sign. T of the noise √(2 η T) ν on remaining weights in each step, η the learning rate."""
 
 
 class SignFlipsSection(Section):

@@ -12,6 +12,8 @@ KINDS = {
     "group_lasso": "train.sparsify={kind: group_lasso, strength: 1e-3}",
     "targeted_dropout": "train.sparsify={kind: targeted_dropout, share: 0.8}",
     "global_sparse_momentum": "train.sparsify={kind: global_sparse_momentum, share: 0.05}",
+    "l0": "train.sparsify={kind: l0, strength: 1e-3, gate_lr: 0.3}",
+    "variational_dropout": "train.sparsify={kind: variational_dropout, strength: 1e-3, gate_lr: 0.5}",
 }
 SGD = ["train.optimizer=sgd", "train.lr=0.05", "train.momentum=0.9", "train.weight_decay=1e-3"]
 

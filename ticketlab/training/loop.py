@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -46,7 +46,7 @@ class Adjust:
     """μ of the proximal term (Li et al. 2020, equation 2)."""
     bfloat16: bool = False
     """Forward pass in bfloat16 where that loses little (autocast); weights, gradients and optimizer stay float32."""
-    sparsify: Sparsify | None = None
+    sparsify: Sparsify = field(default_factory=Sparsify)
     """What is done to weights before the forward pass, and to gradients after the backward pass."""
     see: Callable[[int], None] | None = None
     """Called with the number of the step, once all gradients are there, those of removed weights among them."""
@@ -111,12 +111,10 @@ def train_steps(
 
 def _backward(model: nn.Module, images: Tensor, labels: Tensor, step: int, adjust: Adjust) -> Tensor:
     """The loss of a batch; afterwards the gradients of all weights are there."""
-    if adjust.sparsify is not None:
-        adjust.sparsify.before_()
+    adjust.sparsify.before_()
     loss = functional.cross_entropy(_logits(model, images, adjust), labels)
     loss.backward()
-    if adjust.sparsify is not None:
-        adjust.sparsify.after_()
+    adjust.sparsify.after_()
     if adjust.see is not None:
         adjust.see(step)
     return loss.detach()
@@ -157,7 +155,7 @@ def _sparse_parameters(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter,
 def revived(model: nn.Module, mask: Mask) -> list[str]:
     """Layers in which a removed weight is no longer zero: always empty, or training is wrong."""
     parameters = dict(model.named_parameters())
-    return [name for name, kept in mask.items() if parameters[name][~kept].any()]
+    return [name for name, kept in mask.items() if not kept.all() and parameters[name][~kept].any()]
 
 
 @torch.inference_mode()

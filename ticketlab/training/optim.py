@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ticketlab.recipe import TrainSection
 
@@ -23,6 +23,15 @@ def make_optimizer(parameters: Iterable[nn.Parameter], train: TrainSection) -> t
         )
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
+
+
+def numbered(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """What an optimizer remembers of each parameter, from `number/what` as checkpoints keep it."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition("/")
+        found.setdefault(int(index), {})[key] = value
+    return found
 
 
 def learning_rate(train: TrainSection, step: int, steps_per_epoch: int) -> float:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ticketlab.pruning.allocate import lowest
+from ticketlab.pruning.masks import State
 from ticketlab.recipe import SparsifySection
+from ticketlab.training.gates import add_gates_, gates_of
+from ticketlab.training.optim import numbered
+from ticketlab.training.trainable import Trainable
 
 
-class Sparsify(Protocol):
-    """What is done to weights and gradients around a step."""
+class Sparsify:
+    """What is done to weights and gradients around a step; nothing, unless a kind says so."""
+
+    products: float = 1.0
+    """Products of a layer in a step, where a network that is trained without has one."""
 
     def before_(self) -> None:
         """Before the forward pass."""
@@ -23,17 +29,25 @@ class Sparsify(Protocol):
     def after_(self) -> None:
         """After the backward pass, before the optimizer's step."""
 
+    def point(self) -> dict[str, float]:
+        """What to add to a point of the curve."""
+        return {}
+
+    def state(self) -> State:
+        """What a checkpoint has to keep beside the network."""
+        return {}
+
+    def restore(self, tensors: State) -> None:
+        """Go on from what `state` gave."""
+
 
 @dataclass(frozen=True)
-class Penalty:
+class Penalty(Sparsify):
     """Adds strength · ∂R/∂w to the gradients, R a sum over tensors."""
 
     weights: Sequence[nn.Parameter]
     gradient: Callable[[Tensor], Tensor]
     strength: float
-
-    def before_(self) -> None:
-        """Nothing."""
 
     def after_(self) -> None:
         """Add the penalty's gradients."""
@@ -70,7 +84,7 @@ def group_lasso(weight: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GlobalSparseMomentum:
+class GlobalSparseMomentum(Sparsify):
     """Only the share of all weights with the largest |w · ∂L/∂w| learns in a step; weight decay shrinks the others.
 
     Source: Ding et al. 2019 (global sparse momentum SGD), equations 5 and 6.
@@ -78,9 +92,6 @@ class GlobalSparseMomentum:
 
     weights: Sequence[nn.Parameter]
     share: float
-
-    def before_(self) -> None:
-        """Nothing."""
 
     def after_(self) -> None:
         """Set the gradients of all other weights to zero."""
@@ -95,7 +106,7 @@ class GlobalSparseMomentum:
 
 
 @dataclass
-class TargetedDropout:
+class TargetedDropout(Sparsify):
     """Of the weights into each unit the smaller ones, `share` of them, are dropped in a step with a probability.
 
     Source: Gomez et al. 2019 (targeted dropout), section 4, for weights. Draws from torch's global generator.
@@ -130,11 +141,73 @@ class TargetedDropout:
                 weight.grad.masked_fill_(gone, 0.0)
 
 
+class Gates(Sparsify):
+    """Trains gates on weights by an Adam of their own: their expected loss, and strength times what open ones cost.
+
+    Sources: Louizos, Welling & Kingma 2018, equation 9 (L0); Molchanov, Ashukha & Vetrov 2017, equation 4 (variational
+    dropout), where the strength is one over the number of training examples.
+    """
+
+    def __init__(self, net: Trainable, section: SparsifySection) -> None:
+        """Puts them on all prunable weights of the network."""
+        add_gates_(net.model, list(net.prunable()), section.kind, section.probability)
+        self.weights, self.gates, self.strength = net.prunable(), gates_of(net.model), section.strength
+        self.adam = torch.optim.Adam([gate.numbers for gate in self.gates.values()], lr=section.gate_lr, fused=True)
+        self.products = next(iter(self.gates.values())).products
+
+    def after_(self) -> None:
+        """Add the penalty's gradients, of weights and gates, and move the gates."""
+        open_ones = [gate.penalty(self.weights[name]) for name, gate in self.gates.items()]
+        (self.strength * torch.stack(open_ones).sum()).backward()
+        self.adam.step()
+        self.adam.zero_grad()
+
+    def point(self) -> dict[str, float]:
+        """Share of each layer's gates that are not closed."""
+        left = {name: gate.left(self.weights[name].detach(), gate.numbers) for name, gate in self.gates.items()}
+        return {f"gates_open/{name}": float((weight != 0).double().mean()) for name, weight in left.items()}
+
+    def state(self) -> State:
+        """What the gates' optimizer remembers."""
+        found = self.adam.state_dict()["state"].items()
+        return {f"{index}/{name}": value for index, values in found for name, value in values.items()}
+
+    def restore(self, tensors: State) -> None:
+        """Let it remember."""
+        self.adam.load_state_dict({**self.adam.state_dict(), "state": numbered(tensors)})
+
+
+@dataclass(frozen=True)
+class Drift(Sparsify):
+    """Weights are drawn to zero and shaken: to each gradient l1 · sign(w) + √(2 T / η) ν is added, ν ~ N(0, 1).
+
+    A step of plain gradient descent with learning rate η is then one of deep rewiring: w − η (∂L/∂w + l1 · sign(w)) −
+    √(2 η T) ν. Source: Bellec et al. 2018, algorithm 1. Draws from torch's global generator.
+    """
+
+    weights: Sequence[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    strength: float
+    temperature: float
+
+    def after_(self) -> None:
+        """Add to the gradients."""
+        shake = math.sqrt(2 * self.temperature / self.optimizer.param_groups[0]["lr"])
+        for weight in self.weights:
+            assert weight.grad is not None
+            weight.grad.add_(weight.detach().sign(), alpha=self.strength)
+            if shake:
+                weight.grad.add_(torch.randn_like(weight), alpha=shake)
+
+
 PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"l1": l1, "hoyer_square": hoyer_square, "group_lasso": group_lasso}
 
 
-def make_sparsify(section: SparsifySection, weights: Sequence[nn.Parameter]) -> Sparsify:
-    """What a recipe asks for, for these weights."""
+def make_sparsify(section: SparsifySection, net: Trainable) -> Sparsify:
+    """What a recipe asks for, for the prunable weights of a network; gates are put on it."""
+    weights = list(net.prunable().values())
+    if section.kind in ("l0", "variational_dropout"):
+        return Gates(net, section)
     if section.kind in PENALTIES:
         return Penalty(weights, PENALTIES[section.kind], section.strength)
     if section.kind == "global_sparse_momentum":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketlab.pruning.masks import Mask
+from ticketlab.training.gates import plain_name, through_gates
 from ticketlab.training.sparse import SparseLinear, sparse_layers
 
 
@@ -27,8 +28,8 @@ class Trainable:
     """1 for each weight that remains, as it is trained; only where weights are removed as training goes on."""
 
     def whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The whole network's state on the CPU, removed weights zero; shares no memory with the trained one."""
-        here = {name: value.detach().cpu().clone() for name, value in weights.items()}
+        """The whole network's state on the CPU, removed weights and those of closed gates zero; shares no memory."""
+        here = {name: value.detach().cpu().clone() for name, value in through_gates(self.model, weights).items()}
         for name, kept in self.sparse.items():
             full = torch.zeros(kept.shape, dtype=here[_values(name)].dtype)
             full[kept] = here.pop(_values(name))
@@ -75,6 +76,10 @@ class Trainable:
         parameter = self.prunable()[name]
         next(numbers for owner, numbers in self.frozen if owner is parameter).copy_(kept)
         self.mask[name] = kept
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the network's optimizer trains; gates have their own."""
+        return list(self._whole_names())
 
     def prunable(self) -> dict[str, nn.Parameter]:
         """The parameter in which each prunable weight is trained: whole, or its remaining values in a row."""
@@ -126,7 +131,8 @@ class Trainable:
     def _whole_names(self) -> dict[nn.Parameter, str]:
         """The whole network's name of each parameter that is trained."""
         of_values = {_values(name): name for name in self.sparse}
-        return {parameter: of_values.get(name, name) for name, parameter in self.model.named_parameters()}
+        named = ((plain_name(name), parameter) for name, parameter in self.model.named_parameters())
+        return {parameter: of_values.get(name, name) for name, parameter in named if name is not None}
 
     def _is_weight(self, name: str, parameter: nn.Parameter, value: Tensor) -> bool:
         return (name in self.mask or name in self.sparse) and value.shape == parameter.shape

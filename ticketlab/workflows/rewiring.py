@@ -71,6 +71,11 @@ def check_dynamic(recipe: Recipe) -> list[Problem]:
             "drop: sign has weights that come anywhere, with any sign: grow: random",
         ),
         (
+            section.drop != "sign" and (section.l1 > 0 or section.temperature > 0),
+            "l1" if section.l1 else "temperature",
+            "belongs to drop: sign (deep rewiring)",
+        ),
+        (
             section.drop == "sign" and (section.fraction, section.decay) != (usual.fraction, usual.decay),
             "drop",
             "sign drops what has changed its sign, however many: leave fraction and decay out",

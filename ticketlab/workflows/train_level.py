@@ -24,9 +24,10 @@ from ticketlab.runs.tensorboard import LevelEvents, log_level
 from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
 from ticketlab.training.frozen import keep_frozen_
+from ticketlab.training.gates import without_gates
 from ticketlab.training.loop import Adjust, Step, evaluate, revived, train_steps
-from ticketlab.training.optim import learning_rate, make_optimizer
-from ticketlab.training.sparsify import Sparsify, make_sparsify
+from ticketlab.training.optim import learning_rate, make_optimizer, numbered
+from ticketlab.training.sparsify import Drift, Sparsify, make_sparsify
 from ticketlab.training.trainable import Trainable, make_trainable
 from ticketlab.workflows.plan import Plan
 
@@ -162,6 +163,7 @@ class Trainer:
     """The network before layers became sparse; its weights stay those of the start."""
     net: Trainable
     optimizer: torch.optim.Optimizer
+    sparsify: Sparsify
     step: int
     settled: int
     """As the task's."""
@@ -242,10 +244,11 @@ def make_trainer(plan: Plan, task: LevelTask, device: torch.device) -> Trainer:
     whole = rebuild(plan.build(0), task.weights)
     net = make_trainable(whole, task.weights, task.mask, device, task.may_grow)
     keep_frozen_(net.model, {name: value.to(device) for name, value in task.frozen.items()})
-    optimizer = make_optimizer(net.model.parameters(), plan.recipe.train)
+    optimizer = make_optimizer(net.parameters(), plan.recipe.train)
     if task.optimizer is not None:
         net.restore_optimizer_(optimizer, task.optimizer)
-    return Trainer(whole, net, optimizer, task.start, task.settled, seconds=task.spent)
+    sparsify = _sparsify(plan, task, net, optimizer)
+    return Trainer(whole, net, optimizer, sparsify, task.start, task.settled, seconds=task.spent)
 
 
 def _is_done(watches: Sequence[Watch]) -> bool:
@@ -280,16 +283,20 @@ def level_steps(
         slimming=train.slimming,
         noise=net.noise(train.gradient_noise),
         frozen=net.frozen,
-        sparsify=_sparsify(plan, task, net),
+        sparsify=trainer.sparsify,
         see=see,
     )
     return train_steps(net.model, batches, trainer.optimizer, rate, net.mask, trainer.step, stop, adjust)
 
 
-def _sparsify(plan: Plan, task: LevelTask, net: Trainable) -> Sparsify | None:
-    """What draws the dense network's weights to zero, if the recipe asks for it."""
-    section = plan.recipe.train.sparsify
-    return make_sparsify(section, list(net.prunable().values())) if section and task.level == 0 else None
+def _sparsify(plan: Plan, task: LevelTask, net: Trainable, optimizer: torch.optim.Optimizer) -> Sparsify:
+    """What draws weights to zero as the level trains: the dense network's, or with dynamic masks those that remain."""
+    asked, dynamic = plan.recipe.train.sparsify, plan.recipe.dynamic
+    if asked and task.level == 0:
+        return make_sparsify(asked, net)
+    if task.may_grow and (dynamic.l1 or dynamic.temperature):
+        return Drift(list(net.prunable().values()), optimizer, dynamic.l1, dynamic.temperature)
+    return Sparsify()
 
 
 def _measure(trainer: Trainer, validation: Examples, watches: Sequence[Watch], began: float) -> dict[str, float]:
@@ -310,6 +317,7 @@ def _measure(trainer: Trainer, validation: Examples, watches: Sequence[Watch], b
         "lr": trainer.optimizer.param_groups[0]["lr"],
         "step_ms": 1e3 * trained / len(trainer.losses),
     }
+    point |= trainer.sparsify.point()
     for watch in watches:
         point |= watch.point(trainer.step)
     trainer.curve.append(point)
@@ -323,7 +331,8 @@ def _measure(trainer: Trainer, validation: Examples, watches: Sequence[Watch], b
 def _keep_rewind_point(plan: Plan, store: RunStore, task: LevelTask, trainer: Trainer) -> None:
     """Level 0 leaves the weights at the rewind step behind for the levels after it."""
     if task.level == 0 and trainer.step == plan.rewind:
-        store.write_rewind(task.replicate, trainer.model.state_dict(), plan.rewind)
+        # those that later levels train have no gates
+        store.write_rewind(task.replicate, without_gates(trainer.model.state_dict()), plan.rewind)
 
 
 def _tickets(store: RunStore, task: LevelTask) -> list[Ticket | None]:
@@ -340,7 +349,7 @@ def _finish(plan: Plan, task: LevelTask, trainer: Trainer, watches: Sequence[Wat
     trainer.model.load_state_dict(trainer.best)
     test_loss, test_accuracy = evaluate(trainer.model, splits.test)
     mask, total, shape = trainer.net.masks(), sum(plan.sizes.values()), plan.data.dataset.input_shape
-    examples = (trainer.step - task.start) * plan.recipe.train.batch_size
+    examples = (trainer.step - task.start) * plan.recipe.train.batch_size * trainer.sparsify.products
     dense = training_flops(trainer.whole, shape)
     looking = sum(dense.values()) * task.looks
     executed, left = masked_flops(dense, _mean_shares(plan, task, mask), shares(trainer.net.sparse))
@@ -397,6 +406,7 @@ def _save(trainer: Trainer, watches: Sequence[Watch], store: RunStore, task: Lev
     tensors |= {f"best/{name}": value for name, value in trainer.best.items()}
     for index, state in trainer.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{n}": v for n, v in state.items() if isinstance(v, Tensor)}
+    tensors |= {f"sparsify/{name}": value for name, value in trainer.sparsify.state().items()}
     tensors["random/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random/cuda"] = torch.cuda.get_rng_state()
@@ -426,12 +436,9 @@ def _restore_trainer(trainer: Trainer, tensors: State, facts: dict[str, Any]) ->
     device = next(trainer.model.parameters()).device
     trainer.model.load_state_dict(under("model/", tensors))
     trainer.best = {name: value.to(device) for name, value in under("best/", tensors).items()}
-    state: dict[int, State] = {}
-    for name, value in under("optimizer/", tensors).items():
-        index, _, key = name.partition("/")
-        state.setdefault(int(index), {})[key] = value
     groups = trainer.optimizer.state_dict()["param_groups"]
-    trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    trainer.optimizer.load_state_dict({"state": numbered(under("optimizer/", tensors)), "param_groups": groups})
+    trainer.sparsify.restore(under("sparsify/", tensors))
     torch.set_rng_state(tensors["random/cpu"])
     if torch.cuda.is_available() and "random/cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random/cuda"])
