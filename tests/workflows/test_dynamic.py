@@ -22,6 +22,7 @@ KINDS = {
     "set": ["dynamic={every: 5it, grow: random, decay: constant}"],
     "momentum": ["dynamic={every: 5it, grow: momentum}"],
     "rewiring": ["dynamic={every: 1it, grow: random, drop: sign}"],
+    "shaken": ["dynamic={every: 1it, grow: random, drop: sign, l1: 1e-3, temperature: 1e-7}"],
 }
 ADAMW = ["train.optimizer=adamw", "train.weight_decay=0.1"]
 
@@ -111,6 +112,8 @@ def test_gradients_of_removed_weights_are_counted(pruned):
         (["dynamic={grow: random}"], "belongs to method: dynamic, not to imp"),
         (["method=dynamic", "dynamic={momentum: 0.5}"], "belongs to grow: momentum"),
         (["method=dynamic", "dynamic={drop: sign, fraction: 0.5}"], "leave fraction and decay out"),
+        (["method=dynamic", "dynamic={l1: 1e-4}"], "belongs to drop: sign"),
+        (["method=dynamic", "dynamic={temperature: 1e-4}"], "belongs to drop: sign"),
         (["method=dynamic", "dynamic={every: 0it}"], "must be at least 1it"),
         (["method=dynamic", "pruning={criterion: flipout}"], "before training there are none"),
         (["method=dynamic", "watch=[sign_flips]"], "not counted where weights are replaced"),

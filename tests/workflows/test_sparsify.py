@@ -61,6 +61,33 @@ def test_a_method_that_does_not_prune_a_trained_level_0_is_refused(tiny, method)
         check_recipe(tiny(f"method={method}", KINDS["group_lasso"]))
 
 
+@pytest.mark.parametrize("kind", ["l0", "variational_dropout"])
+def test_a_search_sees_no_masks_under_gates(tiny, kind):
+    search = ["method=early_bird", "pruning.levels=1", "early_bird={densities: [0.5]}"]
+    with pytest.raises(RecipeError, match=f"{kind} has gates of its own"):
+        check_recipe(tiny(*search, KINDS[kind]))
+
+
+def test_gates_leave_plain_networks_behind(pruned):
+    """Closed gates are zeros in the stored weights; what levels rewind to never had gates; the double product counts."""
+    asked = ["method=oneshot", "pruning={levels: 1, rate: 0.5}", *SGD]
+    plain, _ = pruned(*asked, folder="plain")
+    for kind, products in (("l0", 1), ("variational_dropout", 2)):
+        store, _ = pruned(*asked, KINDS[kind], folder=kind)
+        weights = store.read_weights(1, 0, "final")
+        assert weights.keys() == plain.read_weights(1, 0, "final").keys()
+        closed = {name: weights[name] == 0 for name in ("fc1.weight", "fc2.weight")}
+        assert all(0 < int(gone.sum()) < gone.numel() for gone in closed.values())
+        assert equal([store.read_rewind(1)], [plain.read_rewind(1)])
+        level, dense = store.read_level(1, 0), plain.read_level(1, 0)
+        assert level.flops == products * dense.flops
+        share = level.curve[-1]["gates_open/fc1.weight"]
+        assert share == pytest.approx(1 - float(closed["fc1.weight"].double().mean()))
+        mask = store.read_ticket(1, 1).mask["fc1.weight"]
+        if int(closed["fc1.weight"].sum()) <= mask.numel() // 2:
+            assert not mask[closed["fc1.weight"]].any(), "closed ones go first"
+
+
 @pytest.mark.parametrize("overrides", [[], ["train.optimizer=sgd", "train.momentum=0.9"], ["train.weight_decay=1e-3"]])
 def test_global_sparse_momentum_needs_momentum_and_decay(tiny, overrides):
     with pytest.raises(RecipeError, match="with momentum and weight_decay"):
