@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ticketlab.pruning.rewire import growth, moved_share, opposed, strongest, weakest
+from ticketlab.pruning.rewire import anywhere, growth, moved_share, opposed, strongest, weakest
 
 
 def test_the_share_that_moves_falls_like_a_cosine_or_stays():
@@ -37,3 +37,15 @@ def test_layers_get_weights_in_proportion_to_the_mean_momentum_of_those_that_rem
     assert growth(momentum, masks, {"a": 0, "b": 2}) == {"a": 2, "b": 0}  # 1.5 and 0.5: the earlier is rounded up
     still = {name: torch.zeros(4) for name in momentum}
     assert growth(still, masks, {"a": 1, "b": 2}) == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 6])
+def test_any_place_that_is_allowed_has_the_same_chance(count):
+    allowed = torch.tensor([[True, False, True, True], [True, True, False, True]])
+    generator = torch.Generator().manual_seed(0)
+    found = torch.stack([anywhere(allowed, count, generator) for _ in range(3000)])
+    assert (found.flatten(1).sum(1) == count).all() and not found[:, ~allowed].any()
+    # 6 places: a share of count / 6 each, with a deviation of at most √(0.25 / 3000) = 0.009
+    torch.testing.assert_close(
+        found[:, allowed].double().mean(0), torch.full((6,), count / 6).double(), atol=0.04, rtol=0
+    )

@@ -69,7 +69,7 @@ def test_a_search_sees_no_masks_under_gates(tiny, kind):
 
 
 def test_gates_leave_plain_networks_behind(pruned):
-    """Closed gates are zeros in the stored weights; what levels rewind to never had gates; the double product counts."""
+    """Closed gates are stored as zeros; what levels rewind to never had gates; the second product counts."""
     asked = ["method=oneshot", "pruning={levels: 1, rate: 0.5}", *SGD]
     plain, _ = pruned(*asked, folder="plain")
     for kind, products in (("l0", 1), ("variational_dropout", 2)):

@@ -29,6 +29,21 @@ def strongest(score: Tensor, allowed: Tensor, count: int) -> Tensor:
     return lowest(-score.masked_fill(~allowed, -torch.inf).flatten(), count).view_as(allowed)
 
 
+def anywhere(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of the places allowed, all with the same chance."""
+    places = allowed.flatten().cpu().nonzero().squeeze(1)
+    chosen = torch.zeros(len(places), dtype=torch.bool)
+    if 2 * count > len(places):
+        chosen[torch.randperm(len(places), generator=generator)[:count]] = True
+    else:  # one after the other, again where a place is taken: what counts is `count`, not the size of the layer
+        while missing := count - int(chosen.sum()):
+            drawn = torch.randint(len(places), (missing,), generator=generator)
+            chosen[drawn] = True
+    found = torch.zeros(allowed.numel(), dtype=torch.bool)
+    found[places[chosen]] = True
+    return found.view_as(allowed).to(allowed.device)
+
+
 def opposed(weight: Tensor, sign: Tensor, mask: Tensor) -> Tensor:
     """Where remaining weights have left the sign that they were given (Bellec et al. 2018, algorithm 1)."""
     return mask & (weight.detach() * sign < 0)

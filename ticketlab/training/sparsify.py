@@ -130,7 +130,8 @@ class TargetedDropout(Sparsify):
         rows = weight.flatten(1)
         count = math.floor(self.share * rows.shape[1])
         candidates = torch.zeros_like(rows, dtype=torch.bool)
-        candidates.scatter_(1, rows.abs().argsort(dim=1, stable=True)[:, :count], True)
+        smaller = rows.abs().topk(count, dim=1, largest=False, sorted=False).indices
+        candidates.scatter_(1, smaller, True)
         return (candidates & (torch.rand_like(rows) < self.probability)).view_as(weight)
 
     def after_(self) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketlab.pruning.masks import Mask, State, pack, unpack
-from ticketlab.pruning.rewire import growth, moved_share, opposed, strongest, weakest
+from ticketlab.pruning.rewire import anywhere, growth, moved_share, opposed, strongest, weakest
 from ticketlab.runs.files import under
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import LevelEvents
@@ -71,11 +71,14 @@ class Rewire:
         if self.section.grow == "momentum":
             counts = growth(self.seen, left, counts)
         for name, kept in left.items():
+            if not counts[name] and not dropped[name].any():
+                continue
             # what has just gone may come back at once, with its value, as in the papers' codes
-            grown = strongest(self._score(name, step), ~kept, counts[name])
+            grown = self._grown(name, ~kept, counts[name], step)
             if self.section.drop == "sign":  # from zero, with a sign of its own
                 self.net.change_(name, kept, self.optimizer)
-                self.signs[name] = torch.where(grown, self._signs(name, step), self.signs[name])
+                signs = torch.randint(2, (counts[name],), generator=self._generator("sign", name, step)) * 2.0 - 1
+                self.signs[name][grown] = signs.to(grown.device)
             self.net.change_(name, kept | grown, self.optimizer)
             self.ever[name] |= grown
         yield from ()  # nothing to tell
@@ -87,20 +90,15 @@ class Rewire:
         share = moved_share(self.section.fraction, self.times.done(step), self.section.decay == "cosine")
         return weakest(weight, mask, int(share * int(mask.sum())))
 
-    def _score(self, name: str, step: int) -> Tensor:
-        """The higher, the sooner a weight comes."""
-        if self.section.grow != "random":
-            return self.seen[name].abs()
-        return self._draw("grow", name, step)
+    def _grown(self, name: str, allowed: Tensor, count: int, step: int) -> Tensor:
+        """Where weights come."""
+        if self.section.grow == "random":
+            return anywhere(allowed, count, self._generator("grow", name, step))
+        return strongest(self.seen[name].abs(), allowed, count)
 
-    def _signs(self, name: str, step: int) -> Tensor:
-        """Of weights that come."""
-        return torch.where(self._draw("sign", name, step) < 0.5, -1.0, 1.0)
-
-    def _draw(self, what: str, name: str, step: int) -> Tensor:
-        seed = derive_seed(self.task.seed, what, self.task.level, step, list(self.parameters).index(name))
-        parameter = self.parameters[name]
-        return torch.rand(parameter.shape, generator=torch.Generator().manual_seed(seed)).to(parameter.device)
+    def _generator(self, what: str, name: str, step: int) -> torch.Generator:
+        layer = list(self.parameters).index(name)
+        return torch.Generator().manual_seed(derive_seed(self.task.seed, what, self.task.level, step, layer))
 
     def point(self, step: int) -> dict[str, float]:
         """Share of all weights that have ever been among those that remain (Liu et al. 2021, section 3)."""
