@@ -80,9 +80,15 @@ class SparsifySection(Section):
     """targeted_dropout: the smaller weights of each unit that may be dropped; global_sparse_momentum: of all weights,
     those that learn in a step."""
     probability: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """targeted_dropout: with which each of them is; l0: with which a gate is closed before training, about."""
+    """targeted_dropout: with which each of them is; l0: p of log α = log((1 − p) / p) at the start, where gates let
+    about 1 − p of their weights through."""
     gate_lr: Annotated[float, Field(gt=0)] = 1e-2
     """l0, variational_dropout: learning rate of the gates, which have an Adam of their own."""
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether there are gates on weights, trained with them."""
+        return self.kind in ("l0", "variational_dropout")
 
     def model_post_init(self, _: Any, /) -> None:
         """Refuse what the kind would ignore."""
@@ -96,7 +102,9 @@ class SparsifySection(Section):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise PydanticCustomError("sparsify", f"{name} does not belong to kind: {self.kind}")
         if self.kind == "l0" and self.probability == 1:
-            raise PydanticCustomError("sparsify", "probability must be below 1: gates that are all closed never open")
+            raise PydanticCustomError(
+                "sparsify", "probability must be below 1: gates that let nothing through never open"
+            )
 
 
 class TrainSection(Section):
@@ -225,7 +233,7 @@ class DynamicSection(Section):
     l1: Annotated[float, Field(ge=0)] = 0.0
     """drop: sign. Pull of remaining weights to zero: so many times their sign is added to their gradients."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
-    """drop: sign. T of the noise √(2 η T) ν on remaining weights in each step, η the learning rate."""
+    """drop: sign, optimizer: sgd. T of the noise √(2 η T) ν on remaining weights in each step, η the learning rate."""
 
 
 class SignFlipsSection(Section):

@@ -54,7 +54,12 @@ def test_weights_that_are_noise_alone_go():
 
 @pytest.mark.parametrize(
     ("layer", "shape"),
-    [(nn.Linear(4, 3), (4,)), (nn.Conv2d(2, 3, 2, stride=2, padding=1), (2, 4, 4)), (nn.Conv1d(2, 3, 3), (2, 6))],
+    [
+        (nn.Linear(4, 3), (4,)),
+        (nn.Conv1d(2, 3, 3), (2, 6)),
+        (nn.Conv2d(2, 3, 2, stride=2, padding=1), (2, 4, 4)),
+        (nn.Conv3d(1, 2, 2), (1, 3, 2, 2)),
+    ],
 )
 def test_noise_has_the_variance_of_noisy_weights(layer, shape):
     """The same moments as with weights w + σ ε drawn for each of many copies."""
@@ -92,7 +97,8 @@ def test_what_gates_leave_is_what_the_network_computes_with(kind):
     start = {name: value.clone() for name, value in plain.state_dict().items()}
     names = ["0.weight", "2.weight"]
     net = make_trainable(plain, start, {name: start[name].abs() >= 0 for name in names}, torch.device("cpu"))
-    made = make_sparsify(SparsifySection(kind=kind), net)
+    made = make_sparsify(SparsifySection(kind=kind), net, names)
+    assert made.products == dict.fromkeys(names, 1 if kind == "l0" else 2)
     for gate in gates_of(net.model).values():
         nn.init.uniform_(gate.numbers, -4, 4)
     net.model.eval()
@@ -116,7 +122,7 @@ def test_a_step_of_gates_is_adam_on_loss_and_penalty():
         {"0.weight": weight != 0},
         torch.device("cpu"),
     )
-    made = make_sparsify(SparsifySection(kind="l0", strength=0.3, gate_lr=0.1), net)
+    made = make_sparsify(SparsifySection(kind="l0", strength=0.3, gate_lr=0.1, probability=0.2), net, ["0.weight"])
     [gate] = gates_of(net.model).values()
     images = torch.tensor([[3.0, 1.0]], dtype=torch.float64)
     torch.manual_seed(1)
@@ -125,14 +131,45 @@ def test_a_step_of_gates_is_adam_on_loss_and_penalty():
     [parameter] = net.parameters()
     torch.manual_seed(1)
     uniform = torch.rand(1, 2, dtype=torch.float64)
-    sharp = torch.sigmoid(uniform.logit() * 1.5)
+    sharp = torch.sigmoid((uniform.logit() + math.log(4)) * 1.5)  # log((1 − 0.2) / 0.2)
     drawn = (sharp * 1.2 - 0.1).clamp(0, 1)
     torch.testing.assert_close(parameter.grad, images * drawn)  # ∂L/∂w = x · z
     inside = ((drawn > 0) & (drawn < 1)).double()
     by_loss = images * weight * inside * 1.2 * sharp * (1 - sharp) * 1.5
     torch.testing.assert_close(gate.numbers.grad, by_loss)
-    probability = torch.sigmoid(torch.tensor(2 / 3 * math.log(11), dtype=torch.float64))
+    probability = torch.sigmoid(torch.tensor(math.log(4) + 2 / 3 * math.log(11), dtype=torch.float64))
     whole = by_loss + 0.3 * probability * (1 - probability)
     made.after_()
-    torch.testing.assert_close(gate.numbers.detach(), -0.1 * whole.sign())
+    torch.testing.assert_close(gate.numbers.detach(), math.log(4) - 0.1 * whole.sign())
     assert gate.numbers.grad is None
+
+
+def test_variational_dropout_draws_the_weights_themselves_too():
+    """∂KL/∂w through log α = log σ² − log w²: the derivative of the formula, −2/w of that by log α."""
+    weight = torch.tensor([[0.5, -0.02]], dtype=torch.float64)
+    layer = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    net = make_trainable(nn.Sequential(layer), {"0.weight": weight}, {"0.weight": weight != 0}, torch.device("cpu"))
+    made = make_sparsify(SparsifySection(kind="variational_dropout", strength=0.7), net, ["0.weight"])
+    [gate] = gates_of(net.model).values()
+    with torch.no_grad():
+        gate.numbers.copy_(torch.tensor([[-3.0, -6.0]]))
+    [parameter] = net.parameters()
+    made.after_()
+    for at, (w, number) in enumerate(((0.5, -3.0), (-0.02, -6.0))):
+        log_alpha = number - math.log(w * w)
+        s = 1 / (1 + math.exp(-(1.87320 + 1.48695 * log_alpha)))
+        by_log_alpha = -0.63576 * 1.48695 * s * (1 - s) - 0.5 / (1 + math.exp(log_alpha))
+        assert float(parameter.grad[0, at]) == pytest.approx(0.7 * by_log_alpha * -2 / w, rel=1e-5)
+
+
+def test_zero_weights_and_dark_images_have_finite_gradients():
+    layer = nn.Linear(3, 2)
+    nn.init.zeros_(layer.weight)
+    model = nn.Sequential(layer)
+    net = make_trainable(model, model.state_dict(), {"0.weight": layer.weight == 0}, torch.device("cpu"))
+    made = make_sparsify(SparsifySection(kind="variational_dropout"), net, ["0.weight"])
+    [gate] = gates_of(net.model).values()
+    net.model(torch.zeros(4, 3)).square().sum().backward()
+    assert gate.numbers.grad.isfinite().all()
+    made.after_()
+    assert gate.numbers.isfinite().all() and all(p.grad.isfinite().all() for p in net.parameters())

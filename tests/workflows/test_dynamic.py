@@ -14,6 +14,8 @@ from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.controls import control_run
 from ticketlab.workflows.plan import check_recipe, load_data, make_plan
+from ticketlab.workflows.tickets import mask_at_init
+from ticketlab.workflows.train_level import LevelTask, level_steps, make_trainer
 
 PRUNING = "pruning={criterion: random, densities: [0.2], allocation: er}"
 NAMES = ["fc1.weight", "fc2.weight", "output.weight"]
@@ -24,6 +26,7 @@ KINDS = {
     "rewiring": ["dynamic={every: 1it, grow: random, drop: sign}"],
     "shaken": ["dynamic={every: 1it, grow: random, drop: sign, l1: 1e-3, temperature: 1e-7}"],
 }
+SGD = ["train.optimizer=sgd", "train.lr=0.05"]
 ADAMW = ["train.optimizer=adamw", "train.weight_decay=0.1"]
 
 
@@ -33,8 +36,9 @@ def kept(mask):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_as_many_weights_remain_and_removed_ones_are_zero(pruned, kind):
-    store, _ = pruned("method=dynamic", PRUNING, *KINDS[kind], *ADAMW)
-    static, _ = pruned("method=at_init", PRUNING, *ADAMW, folder="static")
+    optimizer = SGD if kind == "shaken" else ADAMW
+    store, _ = pruned("method=dynamic", PRUNING, *KINDS[kind], *optimizer)
+    static, _ = pruned("method=at_init", PRUNING, *optimizer, folder="static")
     before, after = static.read_ticket(1, 1).mask, store.read_ticket(1, 1).mask
     assert sum(kept(after).values()) == sum(kept(before).values()) == 10040
     if kind != "momentum":
@@ -53,10 +57,9 @@ def test_as_many_weights_remain_and_removed_ones_are_zero(pruned, kind):
 
 def test_the_first_replacement_is_rigls(pruned, tiny, places):
     """The mask after one replacement, from formulas: smallest |w| out, largest gradient in, both of one step."""
-    sgd = ["train.optimizer=sgd", "train.lr=0.05"]
-    asked = ["method=dynamic", PRUNING, "dynamic={every: 4it, until: 8it}", *sgd]  # the second would fall on the end
+    asked = ["method=dynamic", PRUNING, "dynamic={every: 4it, until: 8it}", *SGD]  # the second would fall on the end
     store, _ = pruned(*asked)
-    static, _ = pruned("method=at_init", PRUNING, *sgd, folder="static")
+    static, _ = pruned("method=at_init", PRUNING, *SGD, folder="static")
     plan = make_plan(*load_data(tiny(*asked), places))
     mask = static.read_ticket(1, 1).mask
     model = plan.build(derive_seed(0, "init"))
@@ -84,13 +87,45 @@ def test_the_first_replacement_is_rigls(pruned, tiny, places):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(pruned, tiny, places, tmp_path, kind):
-    asked = ["method=dynamic", PRUNING, *KINDS[kind], *ADAMW]
+    asked = ["method=dynamic", PRUNING, *KINDS[kind], *(SGD if kind == "shaken" else ADAMW)]
     whole, _ = pruned(*asked)
     plan = make_plan(*load_data(tiny(*asked), places))
     store = RunStore(tmp_path / "stopped")
     stopped_at(plan, store, (37, 44, 51))  # level 0 has 30 steps
     assert [untimed(one) for one in store.levels(1)] == [untimed(one) for one in whole.levels(1)]
     assert equal(states(store, 2), states(whole, 2))
+
+
+def test_pull_and_noise_reach_a_step_of_what_may_be_removed(tiny, places):
+    """Beside a plain step: less η · l1 · sign(w), less √(2 η T) ν, of remaining weights; nothing of ignored layers."""
+    pruning = "pruning={criterion: random, densities: [0.2], ignore: [output]}"
+    start, found = {}, {}
+    for name, more in (("plain", ""), ("drawn", ", l1: 0.01"), ("shaken", ", temperature: 1e-4")):
+        section = f"dynamic={{every: 1it, grow: random, drop: sign{more}}}"
+        plan = make_plan(*load_data(tiny("method=dynamic", pruning, *SGD, section), places))
+        start = plan.build(0).state_dict()
+        mask = mask_at_init(plan, 1, 1, start)
+        task = LevelTask(1, 0, 1, mask, masked(start, mask), 0, 30, may_grow=True)
+        trainer = make_trainer(plan, task, torch.device("cpu"))
+        torch.manual_seed(5)
+        next(level_steps(plan, task, trainer, plan.splits.train, 30))
+        found[name] = trainer.net.whole(trainer.model.state_dict())
+    torch.manual_seed(5)
+    for name in NAMES:
+        moves = mask[name] if name != "output.weight" else torch.zeros_like(mask[name])
+        drawn = found["plain"][name] - 0.05 * 0.01 * start[name].sign() * moves
+        torch.testing.assert_close(found["drawn"][name], drawn)
+        noise = torch.randn_like(start[name]) * moves if name != "output.weight" else 0
+        torch.testing.assert_close(found["shaken"][name], found["plain"][name] - (2 * 0.05 * 1e-4) ** 0.5 * noise)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ignored_layers_stay_whole(pruned, kind):
+    """Sparse momentum moves weights from layer to layer, but none out of those that are never pruned."""
+    pruning = "pruning={criterion: random, densities: [0.45], ignore: [fc2]}"
+    store, _ = pruned("method=dynamic", pruning, *KINDS[kind], *SGD)
+    mask = store.read_ticket(1, 1).mask
+    assert mask["fc2.weight"].all() and sum(kept(mask).values()) == 30000 + round(0.45 * 20200)
 
 
 def test_gradients_of_removed_weights_are_counted(pruned):
@@ -114,6 +149,7 @@ def test_gradients_of_removed_weights_are_counted(pruned):
         (["method=dynamic", "dynamic={drop: sign, fraction: 0.5}"], "leave fraction and decay out"),
         (["method=dynamic", "dynamic={l1: 1e-4}"], "belongs to drop: sign"),
         (["method=dynamic", "dynamic={temperature: 1e-4}"], "belongs to drop: sign"),
+        (["method=dynamic", "dynamic={drop: sign, grow: random, temperature: 1e-4}"], "adam would scale it"),
         (["method=dynamic", "dynamic={every: 0it}"], "must be at least 1it"),
         (["method=dynamic", "pruning={criterion: flipout}"], "before training there are none"),
         (["method=dynamic", "watch=[sign_flips]"], "not counted where weights are replaced"),

@@ -4,9 +4,11 @@ import pytest
 import torch
 from support import equal, states, stopped_at, untimed
 
-from ticketlab.errors import RecipeError
+from ticketlab.errors import FailedRun, RecipeError
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.plan import check_recipe, load_data, make_plan
+from ticketlab.workflows.prune import prune_replicate
+from ticketlab.workflows.train_level import Notice, Settings
 
 KINDS = {
     "group_lasso": "train.sparsify={kind: group_lasso, strength: 1e-3}",
@@ -14,6 +16,10 @@ KINDS = {
     "global_sparse_momentum": "train.sparsify={kind: global_sparse_momentum, share: 0.05}",
     "l0": "train.sparsify={kind: l0, strength: 1e-3, gate_lr: 0.3}",
     "variational_dropout": "train.sparsify={kind: variational_dropout, strength: 1e-3, gate_lr: 0.5}",
+}
+GATES = {
+    "l0": "train.sparsify={kind: l0, strength: 1e-4, gate_lr: 0.1, probability: 0.3}",
+    "variational_dropout": "train.sparsify={kind: variational_dropout, strength: 1e-4, gate_lr: 0.3}",
 }
 SGD = ["train.optimizer=sgd", "train.lr=0.05", "train.momentum=0.9", "train.weight_decay=1e-3"]
 
@@ -69,23 +75,50 @@ def test_a_search_sees_no_masks_under_gates(tiny, kind):
 
 
 def test_gates_leave_plain_networks_behind(pruned):
-    """Closed gates are stored as zeros; what levels rewind to never had gates; the second product counts."""
-    asked = ["method=oneshot", "pruning={levels: 1, rate: 0.5}", *SGD]
+    """Closed gates are stored as zeros; what levels rewind to never had gates."""
+    asked = ["method=oneshot", "pruning={levels: 1, rate: 0.6, ignore: [output]}", *SGD]
     plain, _ = pruned(*asked, folder="plain")
-    for kind, products in (("l0", 1), ("variational_dropout", 2)):
-        store, _ = pruned(*asked, KINDS[kind], folder=kind)
+    for kind, setting in GATES.items():
+        store, _ = pruned(*asked, setting, folder=kind)
         weights = store.read_weights(1, 0, "final")
         assert weights.keys() == plain.read_weights(1, 0, "final").keys()
         closed = {name: weights[name] == 0 for name in ("fc1.weight", "fc2.weight")}
         assert all(0 < int(gone.sum()) < gone.numel() for gone in closed.values())
         assert equal([store.read_rewind(1)], [plain.read_rewind(1)])
-        level, dense = store.read_level(1, 0), plain.read_level(1, 0)
-        assert level.flops == products * dense.flops
-        share = level.curve[-1]["gates_open/fc1.weight"]
+        assert weights["output.weight"].all(), "never pruned, so without gates"
+        share = store.read_level(1, 0).curve[-1]["gates_open/fc1.weight"]
         assert share == pytest.approx(1 - float(closed["fc1.weight"].double().mean()))
-        mask = store.read_ticket(1, 1).mask["fc1.weight"]
-        if int(closed["fc1.weight"].sum()) <= mask.numel() // 2:
-            assert not mask[closed["fc1.weight"]].any(), "closed ones go first"
+        mask = store.read_ticket(1, 1).mask
+        assert sum(int(gone.sum()) for gone in closed.values()) < 0.6 * 50200, "or the next line cannot hold"
+        assert not any(mask[name][gone].any() for name, gone in closed.items()), "closed ones go first"
+
+
+def test_the_second_product_of_noisy_layers_is_counted(pruned):
+    asked = ["method=oneshot", "pruning.levels=1", *SGD]
+    plain, _ = pruned(*asked, folder="plain")
+    noisy, _ = pruned(*asked, KINDS["variational_dropout"], folder="noisy")
+    assert noisy.read_level(1, 0).flops == 2 * plain.read_level(1, 0).flops
+    assert noisy.read_level(1, 1).flops == plain.read_level(1, 1).flops
+    some, _ = pruned("pruning.ignore=[output]", *asked, KINDS["variational_dropout"], folder="some")
+    # three products of the output layer (1,000 weights) for each of 32 examples and 30 steps, two operations each
+    assert noisy.read_level(1, 0).flops - some.read_level(1, 0).flops == 3 * 2 * 1000 * 32 * 30
+
+
+def test_layers_that_close_are_told_and_a_whole_network_that_does_is_an_error(tiny, places, tmp_path):
+    closing = "train.sparsify={kind: l0, strength: 10, gate_lr: 0.5}"
+    plan = make_plan(*load_data(tiny("method=oneshot", "pruning.levels=1", *SGD, closing), places))
+    store, told = RunStore(tmp_path / "closed"), []
+    for _ in range(2):  # the same command again says the same
+        with pytest.raises(FailedRun, match=r"level 0 has trained all .* use a smaller train\.sparsify\.strength"):
+            told.extend(prune_replicate(plan, store, 1, Settings()))
+    for name in plan.sizes:
+        assert any(f"all weights of layer '{name}' are zero" in one.text for one in told if isinstance(one, Notice))
+
+
+def test_gates_and_a_rewind_step_do_not_go_together(tiny):
+    with pytest.raises(RecipeError, match="from this step on they would be without"):
+        check_recipe(tiny("pruning.rewind=5it", KINDS["l0"]))
+    check_recipe(tiny("pruning.rewind=5it", KINDS["variational_dropout"]))
 
 
 @pytest.mark.parametrize("overrides", [[], ["train.optimizer=sgd", "train.momentum=0.9"], ["train.weight_decay=1e-3"]])

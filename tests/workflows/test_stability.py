@@ -333,6 +333,7 @@ def test_what_cannot_be_asked_is_said_before_anything_starts(pruned, question, s
         (("pruning.after=finetune",), {}, "its tickets restart after 'finetune'"),
         (EARLY_BIRD, {"levels": (1,), "at": (Duration(20, "it"),)}, "method early_bird have .* leave --at out"),
         (EARLY_BIRD, {"levels": (1,), "is_search": True}, "method early_bird have .* give --bisect --level 0"),
+        (("train.sparsify={kind: l0}",), {}, "the gates of level 0 are not kept, .* name other --level"),
         (EARLY_BIRD, {"at": (Duration(20, "it"),)}, "tickets of method early_bird have their own step only"),
     ],
 )

@@ -32,7 +32,7 @@ _ORIGINAL, _NUMBERS = "parametrizations.weight.original", "parametrizations.weig
 class Gate(nn.Module):
     """One number for each weight of a layer, trained with it."""
 
-    products: ClassVar[float] = 1.0
+    products: ClassVar[int] = 1
     """Products of the layer in a step, where one without gates has one."""
 
     def __init__(self, weight: Tensor, first: float) -> None:
@@ -89,7 +89,7 @@ class Variational(Gate):
     Molchanov, Ashukha & Vetrov 2017, equations 9 to 14 and section 5.
     """
 
-    products: ClassVar[float] = 2.0
+    products: ClassVar[int] = 2
 
     def drawn(self, weight: Tensor) -> Tensor:
         """The mean; `noisy` adds the noise."""
@@ -102,18 +102,19 @@ class Variational(Gate):
 
     def penalty(self, weight: Tensor) -> Tensor:
         """Σ KL = Σ k₁ − k₁ sigmoid(k₂ + k₃ log α) + ½ log(1 + 1/α)."""
-        alpha, (high, shift, slope) = _log_alpha(weight, self.numbers), KL
-        return (high * torch.sigmoid(-shift - slope * alpha) + 0.5 * functional.softplus(-alpha)).sum()
+        log_alpha, (high, shift, slope) = _log_alpha(weight, self.numbers), KL
+        return (high * torch.sigmoid(-shift - slope * log_alpha) + 0.5 * functional.softplus(-log_alpha)).sum()
 
     def noisy(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """A forward hook: output + √(inputs² σ²) ε in training."""
         if not self.training:
             return output
         squares, variance = inputs[0].square(), self.numbers.exp()
-        if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-            spread = layer._conv_forward(squares, variance, None)
-        else:
+        if isinstance(layer, nn.Linear):
             spread = functional.linear(squares, variance)
+        else:
+            assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)), "what can be pruned is linear or a convolution"
+            spread = layer._conv_forward(squares, variance, None)
         return output + (spread + 1e-12).sqrt() * torch.randn_like(output)
 
 
@@ -126,7 +127,7 @@ def add_gates_(model: nn.Module, names: Sequence[str], kind: str, probability: f
 
     Args:
         kind: l0 or variational_dropout.
-        probability: l0: with which gates are closed before training, about.
+        probability: l0: p of log α = log((1 − p) / p) before training, as in the paper's code.
     """
     for name in names:
         layer = model.get_submodule(name.removesuffix(".weight"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,8 +20,8 @@ from ticketlab.training.trainable import Trainable
 class Sparsify:
     """What is done to weights and gradients around a step; nothing, unless a kind says so."""
 
-    products: float = 1.0
-    """Products of a layer in a step, where a network that is trained without has one."""
+    products: Mapping[str, int] = {}
+    """By weight: products of its layer in a step, where a network that is trained without has one."""
 
     def before_(self) -> None:
         """Before the forward pass."""
@@ -149,12 +149,12 @@ class Gates(Sparsify):
     dropout), where the strength is one over the number of training examples.
     """
 
-    def __init__(self, net: Trainable, section: SparsifySection) -> None:
-        """Puts them on all prunable weights of the network."""
-        add_gates_(net.model, list(net.prunable()), section.kind, section.probability)
+    def __init__(self, net: Trainable, section: SparsifySection, names: Sequence[str]) -> None:
+        """Puts them on these weights of the network."""
+        add_gates_(net.model, names, section.kind, section.probability)
         self.weights, self.gates, self.strength = net.prunable(), gates_of(net.model), section.strength
         self.adam = torch.optim.Adam([gate.numbers for gate in self.gates.values()], lr=section.gate_lr, fused=True)
-        self.products = next(iter(self.gates.values())).products
+        self.products = {name: gate.products for name, gate in self.gates.items()}
 
     def after_(self) -> None:
         """Add the penalty's gradients, of weights and gates, and move the gates."""
@@ -183,7 +183,8 @@ class Drift(Sparsify):
     """Weights are drawn to zero and shaken: to each gradient l1 · sign(w) + √(2 T / η) ν is added, ν ~ N(0, 1).
 
     A step of plain gradient descent with learning rate η is then one of deep rewiring: w − η (∂L/∂w + l1 · sign(w)) −
-    √(2 η T) ν. Source: Bellec et al. 2018, algorithm 1. Draws from torch's global generator.
+    √(2 η T) ν; but a weight that has just come, and is 0, is drawn nowhere. Draws from torch's global generator.
+    Source: Bellec et al. 2018, algorithm 1.
     """
 
     weights: Sequence[nn.Parameter]
@@ -204,11 +205,11 @@ class Drift(Sparsify):
 PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"l1": l1, "hoyer_square": hoyer_square, "group_lasso": group_lasso}
 
 
-def make_sparsify(section: SparsifySection, net: Trainable) -> Sparsify:
-    """What a recipe asks for, for the prunable weights of a network; gates are put on it."""
-    weights = list(net.prunable().values())
-    if section.kind in ("l0", "variational_dropout"):
-        return Gates(net, section)
+def make_sparsify(section: SparsifySection, net: Trainable, names: Sequence[str]) -> Sparsify:
+    """What a recipe asks for, for these weights of a network; gates are put on them."""
+    weights = [net.prunable()[name] for name in names]
+    if section.is_gated:
+        return Gates(net, section, names)
     if section.kind in PENALTIES:
         return Penalty(weights, PENALTIES[section.kind], section.strength)
     if section.kind == "global_sparse_momentum":

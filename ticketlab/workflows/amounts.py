@@ -117,9 +117,14 @@ def _of_sparsify(recipe: Recipe) -> list[Problem]:
     if recipe.method not in ("imp", "oneshot", "early_bird"):
         message = f"draws the weights of a trained level 0 to zero, which {recipe.method} does not prune"
         problems.append((("train", "sparsify"), message))
-    if section.kind in ("l0", "variational_dropout") and recipe.method == "early_bird":
+    if section.is_gated and recipe.method == "early_bird":
         message = f"{section.kind} has gates of its own, under which a search sees no masks; use method: imp or oneshot"
         problems.append((("train", "sparsify"), message))
+    if section.kind == "l0" and recipe.pruning.after == "rewind" and recipe.pruning.rewind.count:
+        message = (
+            "l0 trains weights for what its gates let through, and from this step on they would be without; use 0it"
+        )
+        problems.append((("pruning", "rewind"), message))
     if section.kind == "global_sparse_momentum" and not (train.momentum and train.weight_decay):
         message = "global_sparse_momentum needs optimizer: sgd with momentum and weight_decay, which shrinks the others"
         problems.append((("train", "sparsify"), message))

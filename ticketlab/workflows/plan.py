@@ -107,6 +107,11 @@ class Plan:
         return len(self.early_bird.targets) if self.early_bird else self.recipe.levels
 
     @property
+    def competing(self) -> list[str]:
+        """Weights that may be removed; those of `pruning.ignore` may not."""
+        return [name for name in self.sizes if any(name in pool.layers and pool.rate for pool in self.pools)]
+
+    @property
     def has_channels(self) -> bool:
         """Whether tickets are smaller dense networks instead of masks."""
         return self.early_bird is not None and bool(self.early_bird.groups)

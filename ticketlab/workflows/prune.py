@@ -18,6 +18,7 @@ from functools import partial
 
 from torch import Tensor
 
+from ticketlab.errors import FailedRun
 from ticketlab.pruning.early_bird import nearly_empty
 from ticketlab.pruning.masks import Mask, masked, remaining
 from ticketlab.runs.store import Level, RunStore
@@ -68,6 +69,8 @@ def _train(plan: Plan, store: RunStore, replicate: int, level: int, settings: Se
         yield seen
         if isinstance(seen, Level) and seen.effective_density == 0:
             yield Notice(f"replicate {replicate}, level {level}: no path from input to output is left")
+        if isinstance(seen, Level) and not level and plan.recipe.train.sparsify:
+            yield from _emptied(plan, store, replicate)
     if rewires(plan, level) and (end := store.read_ticket(replicate, level)) is not None:
         yield from _warnings(plan, end.mask, replicate, level)
 
@@ -108,6 +111,14 @@ def _warnings(plan: Plan, mask: Mask, replicate: int, level: int) -> Iterator[No
             yield Notice(
                 f"{where}: {dead} weights stay on dead paths, because their layers have more places than live units"
             )
+
+
+def _emptied(plan: Plan, store: RunStore, replicate: int) -> Iterator[Notice]:
+    """Layers of which the dense network's training has left nothing."""
+    weights = store.read_weights(replicate, 0, "final")
+    for name in plan.competing:
+        if not weights[name].any():
+            yield Notice(f"replicate {replicate}, level 0: all weights of layer '{name}' are zero")
 
 
 def loses_weights(plan: Plan, level: int) -> bool:
@@ -177,6 +188,10 @@ def draw_mask(plan: Plan, store: RunStore, replicate: int, level: int) -> Mask:
     if loses_weights(plan, level):
         return before.mask
     trained = store.read_weights(replicate, source, "final")
+    if not any(trained[name].any() for name in plan.competing):
+        raise FailedRun(
+            f"level {source} has trained all weights that compete to zero; use a smaller train.sparsify.strength"
+        )
     initial = store.read_rewind(replicate) if wants_initial(plan) else {}
     flips = flip_evidence(store.read_flips(replicate, source))
     return next_mask(plan, replicate, level, trained, before.mask, flips, initial)

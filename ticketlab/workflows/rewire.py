@@ -2,8 +2,8 @@
 
 Sources: SET, Mocanu et al. 2018, algorithm 2 (grow: random); RigL, Evci et al. 2020, algorithm 1 (gradient); sparse
 momentum, Dettmers & Zettlemoyer 2019, algorithm 1 (momentum); deep rewiring, Bellec et al. 2018, algorithm 1 (drop:
-sign). Here weights that come start from zero in all of them, and the step at which they come is a step of the optimizer
-as well.
+sign). Here weights that come start from zero in all of them, but for one that has just gone and keeps its value, and
+the step at which they come is a step of the optimizer as well.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Rewire:
         """Replace weights where it is time to."""
         if not self.times.is_due(step):
             return
-        dropped = {name: self._dropped(name, step) for name in self.parameters}
+        dropped = {name: self._dropped(name, step) for name in self.plan.competing}
         left = {name: self.net.mask[name] & ~gone for name, gone in dropped.items()}
         counts = {name: int(gone.sum()) for name, gone in dropped.items()}
         if not any(counts.values()):

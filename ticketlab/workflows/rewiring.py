@@ -76,6 +76,11 @@ def check_dynamic(recipe: Recipe) -> list[Problem]:
             "belongs to drop: sign (deep rewiring)",
         ),
         (
+            section.temperature > 0 and recipe.train.optimizer != "sgd",
+            "temperature",
+            f"its noise is that of a step of sgd; {recipe.train.optimizer} would scale it to its own",
+        ),
+        (
             section.drop == "sign" and (section.fraction, section.decay) != (usual.fraction, usual.decay),
             "drop",
             "sign drops what has changed its sign, however many: leave fraction and decay out",

@@ -141,6 +141,10 @@ def starting_steps(plan: Plan, analysis: Analysis, levels: Sequence[int]) -> lis
         raise TicketlabError(
             "--bisect is of one level, and chooses the steps itself: name one --level, and leave --at out"
         )
+    if 0 in levels and (asked := plan.recipe.train.sparsify) and asked.is_gated:
+        raise RunError(
+            f"{plan.name}: the gates of level 0 are not kept, so its copies cannot go on; name other --level"
+        )
     steps = {str(time): time.steps(plan.steps_per_epoch) for time in analysis.at}
     late = [f"{time} is step {step}" for time, step in steps.items() if step >= plan.steps]
     if late:

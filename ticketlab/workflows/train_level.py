@@ -293,9 +293,10 @@ def _sparsify(plan: Plan, task: LevelTask, net: Trainable, optimizer: torch.opti
     """What draws weights to zero as the level trains: the dense network's, or with dynamic masks those that remain."""
     asked, dynamic = plan.recipe.train.sparsify, plan.recipe.dynamic
     if asked and task.level == 0:
-        return make_sparsify(asked, net)
+        return make_sparsify(asked, net, plan.competing)
     if task.may_grow and (dynamic.l1 or dynamic.temperature):
-        return Drift(list(net.prunable().values()), optimizer, dynamic.l1, dynamic.temperature)
+        weights = net.prunable()
+        return Drift([weights[name] for name in plan.competing], optimizer, dynamic.l1, dynamic.temperature)
     return Sparsify()
 
 
@@ -349,10 +350,12 @@ def _finish(plan: Plan, task: LevelTask, trainer: Trainer, watches: Sequence[Wat
     trainer.model.load_state_dict(trainer.best)
     test_loss, test_accuracy = evaluate(trainer.model, splits.test)
     mask, total, shape = trainer.net.masks(), sum(plan.sizes.values()), plan.data.dataset.input_shape
-    examples = (trainer.step - task.start) * plan.recipe.train.batch_size * trainer.sparsify.products
+    examples = (trainer.step - task.start) * plan.recipe.train.batch_size
     dense = training_flops(trainer.whole, shape)
     looking = sum(dense.values()) * task.looks
-    executed, left = masked_flops(dense, _mean_shares(plan, task, mask), shares(trainer.net.sparse))
+    products = trainer.sparsify.products
+    step = {layer: count * products.get(f"{layer}.weight", 1) for layer, count in dense.items()}
+    executed, left = masked_flops(step, _mean_shares(plan, task, mask), shares(trainer.net.sparse))
     extra = {name: value for watch in watches for name, value in watch.record().items()}
     return Level(
         replicate=task.replicate,
