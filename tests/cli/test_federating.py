@@ -10,7 +10,7 @@ from ticketlab.cli.app import app
 from ticketlab.cli.federating import _standing, _wire, bits_per_second
 from ticketlab.errors import TicketlabError
 from ticketlab.workflows.federation import ticket as federate_ticket
-from ticketlab.workflows.train_level import Notice
+from ticketlab.workflows.progress import Notice
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from rich.console import Console
 from ticketlab.cli import progress
 from ticketlab.cli.progress import Bars
 from ticketlab.runs.store import Level
-from ticketlab.workflows.train_level import Progress
+from ticketlab.workflows.progress import Progress
 
 
 def at(step, level=0, start=0, replicate=1):

@@ -8,8 +8,8 @@ from support import TINY
 
 from ticketlab.cli import branches, findings
 from ticketlab.runs.store import Level, RunStore
+from ticketlab.workflows.progress import Drawn
 from ticketlab.workflows.stability import Line
-from ticketlab.workflows.train_level import Drawn
 from ticketlab.workflows.trunk import Branch, Branched
 
 CLAIMS = """

@@ -16,10 +16,10 @@ from ticketlab.workflows import bench as benching
 from ticketlab.workflows.bench import EAGER, Bench, bench, macs_of
 from ticketlab.workflows.fuse import fuse_run
 from ticketlab.workflows.fuse_request import Request
+from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.ship import Shipment, shipment
 from ticketlab.workflows.source import from_run
-from ticketlab.workflows.train_level import Notice
 
 
 def present(name):

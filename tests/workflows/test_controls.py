@@ -11,8 +11,8 @@ from ticketlab.recipe_file import read_recipe
 from ticketlab.report import estimate
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.controls import control_run, control_start, controls_of, winning_level
+from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.run import Machine, prune_run
-from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.trunk import Branch, run_plan
 
 ONE = Branch("controls/level_2/-", 1, 2)

@@ -15,7 +15,7 @@ from ticketlab.seeds import derive_seed
 from ticketlab.workflows.controls import control_run
 from ticketlab.workflows.plan import check_recipe, load_data, make_plan
 from ticketlab.workflows.tickets import mask_at_init
-from ticketlab.workflows.train_level import LevelTask, level_steps, make_trainer
+from ticketlab.workflows.trainer import LevelTask, level_steps, make_trainer
 
 PRUNING = "pruning={criterion: random, densities: [0.2], allocation: er}"
 NAMES = ["fc1.weight", "fc2.weight", "output.weight"]

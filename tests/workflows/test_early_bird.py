@@ -22,10 +22,11 @@ from ticketlab.workflows.draw import ticket_network
 from ticketlab.workflows.early_bird import early_bird_replicate
 from ticketlab.workflows.estimate import forecast
 from ticketlab.workflows.plan import load_data, make_plan
+from ticketlab.workflows.progress import Drawn, Notice
 from ticketlab.workflows.search import Search
 from ticketlab.workflows.source import from_run
 from ticketlab.workflows.tickets import ticket_weights
-from ticketlab.workflows.train_level import Drawn, Notice, Settings
+from ticketlab.workflows.train_level import Settings
 
 DRIFT = """
 import torch

@@ -18,9 +18,9 @@ from ticketlab.runs.store import Level
 from ticketlab.training.loop import evaluate
 from ticketlab.workflows.fuse import Fusion, fuse_run
 from ticketlab.workflows.fuse_request import Request
+from ticketlab.workflows.progress import Progress
 from ticketlab.workflows.run import Machine, Notice, prune_run
 from ticketlab.workflows.source import Elsewhere, from_run, from_weights, load_network
-from ticketlab.workflows.train_level import Progress
 
 
 @pytest.fixture

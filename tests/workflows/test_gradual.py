@@ -15,8 +15,9 @@ from ticketlab.seeds import derive_seed
 from ticketlab.training.loop import revived
 from ticketlab.workflows.early_bird import early_bird_replicate
 from ticketlab.workflows.plan import load_data, make_plan
+from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.prune import prune_replicate
-from ticketlab.workflows.train_level import Notice, Settings
+from ticketlab.workflows.train_level import Settings
 
 SGD = ("train.optimizer=sgd", "train.lr=0.05", "train.momentum=0.9", "train.weight_decay=1e-3")
 GLOBAL = ("pruning.scope=global", "pruning.rate=0.5", "pruning.output_rate=null")

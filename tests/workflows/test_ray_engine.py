@@ -18,11 +18,11 @@ from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 from ticketlab.report import run_levels
 from ticketlab.runs.store import Level
 from ticketlab.workflows.controls import control_run
+from ticketlab.workflows.progress import Notice, Progress
 from ticketlab.workflows.ray_engine import QUIET, _work, run_on_ray
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.sweep import Begun, sweep_run
 from ticketlab.workflows.sweep_points import points_of
-from ticketlab.workflows.train_level import Notice, Progress
 from ticketlab.workflows.workers import Engine
 
 needs_ray = pytest.mark.skipif(

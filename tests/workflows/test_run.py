@@ -13,8 +13,8 @@ from ticketlab.errors import FailedRun, Interrupted, RunError, TicketlabError
 from ticketlab.recipe_file import read_recipe
 from ticketlab.report import run_levels, run_report
 from ticketlab.runs.store import Level
+from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.run import Machine, Started, choose_device, prune_run
-from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.workers import Died, run_processes
 
 

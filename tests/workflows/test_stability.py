@@ -18,10 +18,11 @@ from ticketlab.report import Estimate, estimate
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.steps import Duration
+from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.run import Machine
 from ticketlab.workflows.stability import Interpolation, copy_task, errors_of, is_clear, verdict
 from ticketlab.workflows.stability_search import Analysis, RunAnalysis, stability_of, stability_run
-from ticketlab.workflows.train_level import Notice, Settings, train_level
+from ticketlab.workflows.train_level import Settings, train_level
 from ticketlab.workflows.trunk import Branch, run_plan, train_sample
 
 FEW = Interpolation(copies=2, points=3)

@@ -13,12 +13,12 @@ from ticketlab.recipe_file import RecipeFile, read_recipe, read_variants
 from ticketlab.runs.find import find_run, is_kind, list_runs
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.steps import Duration, parse_duration
+from ticketlab.workflows.progress import Drawn, Notice
+from ticketlab.workflows.progress import Progress as StepProgress
 from ticketlab.workflows.run import Event, Started
 from ticketlab.workflows.stability import Interpolation, Line
 from ticketlab.workflows.stability_search import Analysis
 from ticketlab.workflows.sweep_points import points_of
-from ticketlab.workflows.train_level import Drawn, Notice
-from ticketlab.workflows.train_level import Progress as StepProgress
 from ticketlab.workflows.trunk import Branch, Branched
 
 Choose = Callable[[Path], RunStore]

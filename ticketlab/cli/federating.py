@@ -16,7 +16,7 @@ from ticketlab.cli.render import console, new_table, note, result, show
 from ticketlab.errors import TicketlabError
 from ticketlab.recipe import FEW_CLIENTS
 from ticketlab.workflows.federation.rounds import Event
-from ticketlab.workflows.train_level import Notice
+from ticketlab.workflows.progress import Notice
 
 COLUMNS = (
     "round", "test\naccuracy %", "seconds", "client", "state", "bytes\ndown", "bytes\nup", "seconds\nof work",

@@ -16,10 +16,10 @@ from ticketlab.registry import did_you_mean
 from ticketlab.runs.find import find_run
 from ticketlab.runs.store import Level
 from ticketlab.workflows.fuse import Event, Fusion
+from ticketlab.workflows.progress import Notice, Progress
 from ticketlab.workflows.run import Machine
 from ticketlab.workflows.source import Elsewhere, Source, from_run, from_weights
 from ticketlab.workflows.study import Study, study_run
-from ticketlab.workflows.train_level import Notice, Progress
 
 ROWS_PER_LINE = 25
 

@@ -12,9 +12,9 @@ from ticketlab.cli.render import console, note
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.words import counted
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.progress import Drawn, Notice
+from ticketlab.workflows.progress import Progress as StepProgress
 from ticketlab.workflows.run import Event, Started
-from ticketlab.workflows.train_level import Drawn, Notice
-from ticketlab.workflows.train_level import Progress as StepProgress
 
 
 def follow(events: Iterable[Event], quiet: bool) -> tuple[RunStore, list[Level]]:

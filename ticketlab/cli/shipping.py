@@ -11,7 +11,7 @@ from ticketlab.errors import FormatError, GateFailed
 from ticketlab.formats import FORMATS, find_format
 from ticketlab.formats.format import Network, Precision, spoken
 from ticketlab.workflows.bench import Bench
-from ticketlab.workflows.train_level import Notice
+from ticketlab.workflows.progress import Notice
 
 OTHER_PRECISIONS: tuple[Precision, ...] = ("int8", "int8_dynamic", "float16")
 """Beside float32, each with an option of its own."""

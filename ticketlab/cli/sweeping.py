@@ -17,11 +17,11 @@ from ticketlab.runs.store import Level
 from ticketlab.words import counted, long_time
 from ticketlab.workflows.estimate import Forecast, forecast
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.progress import Drawn, Notice
+from ticketlab.workflows.progress import Progress as StepProgress
 from ticketlab.workflows.run import Machine
 from ticketlab.workflows.sweep import Begun, Pointed, Ready, sweep_run
 from ticketlab.workflows.sweep_points import Point, check_points
-from ticketlab.workflows.train_level import Drawn, Notice
-from ticketlab.workflows.train_level import Progress as StepProgress
 
 SWEEP = "sweep"
 """Name of the bar over all points."""

@@ -19,8 +19,9 @@ from ticketlab.runs.ticket import Ticket
 from ticketlab.training.trainable import Trainable
 from ticketlab.workflows.flips import FlipWatch
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.progress import Drawn, Notice
 from ticketlab.workflows.tickets import next_mask, ticket_facts
-from ticketlab.workflows.train_level import Drawn, LevelTask, Notice
+from ticketlab.workflows.trainer import LevelTask
 
 
 class AtOnce:

@@ -30,8 +30,8 @@ from ticketlab.runs.manifest import environment
 from ticketlab.runs.results import BENCHED
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.export import IMAGES, Judged, calibration_images, judge, labelled, own_answers
+from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.ship import Shipment, sources
-from ticketlab.workflows.train_level import Notice
 
 BATCHES = (1, 64)
 RUNTIMES: dict[str, tuple[str, tuple[Precision, ...]]] = {

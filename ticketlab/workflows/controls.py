@@ -17,10 +17,12 @@ from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.run import Event, Machine, told
 from ticketlab.workflows.ticket_source import check_restarts
 from ticketlab.workflows.tickets import replicate_seed, ticket_facts
-from ticketlab.workflows.train_level import LevelTask, Notice, Settings, train_level
+from ticketlab.workflows.train_level import Settings, train_level
+from ticketlab.workflows.trainer import LevelTask
 from ticketlab.workflows.trunk import (
     Branch,
     Branched,

@@ -16,10 +16,12 @@ from ticketlab.pruning.masks import full_mask
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.flips import FlipWatch
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.progress import Seen
 from ticketlab.workflows.schedule import counts_flips
 from ticketlab.workflows.search import Search
 from ticketlab.workflows.tickets import dense_ticket, replicate_seed, ticket_weights
-from ticketlab.workflows.train_level import LevelTask, Seen, Settings, train_level
+from ticketlab.workflows.train_level import Settings, train_level
+from ticketlab.workflows.trainer import LevelTask
 
 
 def early_bird_replicate(plan: Plan, store: RunStore, replicate: int, settings: Settings) -> Iterator[Seen]:

@@ -14,7 +14,8 @@ from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import LevelEvents
 from ticketlab.training.trainable import Trainable
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.train_level import Drawn, LevelTask, Notice
+from ticketlab.workflows.progress import Drawn, Notice
+from ticketlab.workflows.trainer import LevelTask
 
 
 class FlipWatch:

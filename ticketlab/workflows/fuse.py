@@ -27,10 +27,11 @@ from ticketlab.training.distil import BATCH
 from ticketlab.training.loop import evaluate
 from ticketlab.workflows.fuse_request import Request
 from ticketlab.workflows.fuse_widths import Stop, Workbench, choose_widths, distil_, fuse_to, prepare
+from ticketlab.workflows.progress import Notice, Seen
 from ticketlab.workflows.retrain import retrain, scratch
 from ticketlab.workflows.run import Machine, outcome, stand_in_notice, told
 from ticketlab.workflows.source import Source
-from ticketlab.workflows.train_level import Notice, Seen, Settings
+from ticketlab.workflows.train_level import Settings
 
 LABEL_FREE = "label_free.safetensors"
 """The network before retraining, from which an interrupted fusion goes on."""

@@ -39,8 +39,9 @@ from ticketlab.seeds import derive_seed
 from ticketlab.steps import Duration, parse_duration
 from ticketlab.training.loop import Step, evaluate, train_steps
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.progress import Notice, Progress
 from ticketlab.workflows.tickets import replicate_seed, ticket_facts, ticket_weights
-from ticketlab.workflows.train_level import Notice, Progress, Settings
+from ticketlab.workflows.train_level import Settings
 from ticketlab.workflows.trunk import Branch
 
 WEIGHTS = ("init", "signed_constant")

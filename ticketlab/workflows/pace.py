@@ -21,7 +21,8 @@ from ticketlab.training.loop import evaluate
 from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Machine, plan_on
 from ticketlab.workflows.tickets import looks
-from ticketlab.workflows.train_level import LevelTask, Settings, level_steps, make_trainer, train_level
+from ticketlab.workflows.train_level import Settings, train_level
+from ticketlab.workflows.trainer import LevelTask, level_steps, make_trainer
 from ticketlab.workflows.workers import run_jobs
 
 TIMED_SECONDS = 0.6

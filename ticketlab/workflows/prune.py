@@ -27,6 +27,7 @@ from ticketlab.seeds import derive_seed
 from ticketlab.workflows.at_once import AtOnce
 from ticketlab.workflows.flips import FlipWatch
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.progress import Notice, Seen
 from ticketlab.workflows.rewire import Rewire
 from ticketlab.workflows.schedule import counts_flips
 from ticketlab.workflows.tickets import (
@@ -42,7 +43,8 @@ from ticketlab.workflows.tickets import (
     ticket_weights,
     wants_initial,
 )
-from ticketlab.workflows.train_level import LevelTask, Notice, Seen, Settings, Watch, train_level
+from ticketlab.workflows.train_level import Settings, train_level
+from ticketlab.workflows.trainer import LevelTask, Watch
 
 
 def prune_replicate(plan: Plan, store: RunStore, replicate: int, settings: Settings) -> Iterator[Seen]:

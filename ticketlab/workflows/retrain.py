@@ -13,9 +13,11 @@ from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.steps import Duration
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.progress import Seen
 from ticketlab.workflows.source import Source
 from ticketlab.workflows.tickets import fresh_weights
-from ticketlab.workflows.train_level import LevelTask, Seen, Settings, train_level
+from ticketlab.workflows.train_level import Settings, train_level
+from ticketlab.workflows.trainer import LevelTask
 
 FINE = {"sgd": 0.1, "adam": 1.0, "adamw": 1.0}
 """Learning rate of retraining against the recipe's: sgd's would throw away what was kept."""

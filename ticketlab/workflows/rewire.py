@@ -23,7 +23,8 @@ from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
 from ticketlab.training.trainable import Trainable
 from ticketlab.workflows.plan import Plan
-from ticketlab.workflows.train_level import Drawn, LevelTask, Notice
+from ticketlab.workflows.progress import Drawn, Notice
+from ticketlab.workflows.trainer import LevelTask
 
 
 class Rewire:

@@ -24,11 +24,12 @@ from ticketlab.runs.ticket import digest
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.early_bird import early_bird_replicate
 from ticketlab.workflows.plan import Load, Plan, check_recipe, load_data, make_plan, user_files
+from ticketlab.workflows.progress import Notice, Seen
 from ticketlab.workflows.prune import prune_replicate
 from ticketlab.workflows.ray_engine import check_ray
 from ticketlab.workflows.summary import Summary, common_levels
 from ticketlab.workflows.ticket_source import TicketSource, find_source
-from ticketlab.workflows.train_level import Notice, Seen, Settings
+from ticketlab.workflows.train_level import Settings
 from ticketlab.workflows.transfer import transfer_plan, transfer_replicate
 from ticketlab.workflows.workers import Died, Engine, run_jobs
 

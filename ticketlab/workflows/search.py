@@ -37,9 +37,9 @@ from ticketlab.workflows.draw import draw_ticket
 from ticketlab.workflows.flips import FlipWatch
 from ticketlab.workflows.operations import operations, rungs
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.progress import Drawn, Notice
 from ticketlab.workflows.targets import Target
 from ticketlab.workflows.tickets import Observed, cut, replicate_seed, saliencies, wants_initial
-from ticketlab.workflows.train_level import Drawn, Notice
 
 MEMORY = 64 * 2**20
 """Bytes of masks that are kept for each density; beyond, the oldest outside the window are forgotten."""

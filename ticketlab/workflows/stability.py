@@ -31,9 +31,11 @@ from ticketlab.seeds import derive_seed
 from ticketlab.training.loop import evaluate
 from ticketlab.training.recalibrate import recalibrate_
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.progress import Notice, Progress
 from ticketlab.workflows.run import Machine
 from ticketlab.workflows.tickets import dense_ticket, replicate_seed, ticket_weights
-from ticketlab.workflows.train_level import LevelTask, Notice, Progress, Settings, train_level
+from ticketlab.workflows.train_level import Settings, train_level
+from ticketlab.workflows.trainer import LevelTask
 from ticketlab.workflows.trunk import Branch, Branched, run_branches, train_sample
 
 SPLITS = ("validation", "train")

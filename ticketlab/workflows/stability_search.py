@@ -13,10 +13,10 @@ from ticketlab.runs.results import INSTABILITY
 from ticketlab.runs.store import RunStore
 from ticketlab.steps import Duration
 from ticketlab.workflows.plan import Plan, run_name
+from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.run import Event, Machine, plan_on, told
 from ticketlab.workflows.stability import BranchPoint, Interpolation, analyse, branch_point_row
 from ticketlab.workflows.ticket_source import check_restarts
-from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.trunk import (
     TRAIN_SAMPLE,
     Branched,

@@ -45,11 +45,11 @@ from ticketlab.training.loop import evaluate, train_steps
 from ticketlab.training.optim import learning_rate, make_optimizer
 from ticketlab.workflows.fuse_request import Request
 from ticketlab.workflows.fuse_widths import Workbench, fuse_to, prepare
+from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.retrain import fine_tuning
 from ticketlab.workflows.run import Machine, death_notice, outcome
 from ticketlab.workflows.source import Source, from_run
 from ticketlab.workflows.tickets import fresh_weights
-from ticketlab.workflows.train_level import Notice
 from ticketlab.workflows.workers import Died, run_jobs
 
 SPARSITIES = (0.0, 0.8, 0.9, 0.95, 0.98)

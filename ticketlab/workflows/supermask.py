@@ -39,10 +39,11 @@ from ticketlab.workflows.learn_mask import (
     weights_of_kind,
 )
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.progress import Notice, Progress
 from ticketlab.workflows.run import Machine, told
 from ticketlab.workflows.schedule import COUNTED, counts_flips
 from ticketlab.workflows.tickets import Observed, flip_evidence, mask_by_criterion, replicate_seed
-from ticketlab.workflows.train_level import Notice, Progress, Settings
+from ticketlab.workflows.train_level import Settings
 from ticketlab.workflows.trunk import (
     Branch,
     Branched,

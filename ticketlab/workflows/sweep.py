@@ -16,6 +16,7 @@ from ticketlab.errors import FailedRun, Interrupted, TicketlabError
 from ticketlab.recipe_file import RecipeFile
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.progress import Notice, Seen
 from ticketlab.workflows.run import (
     Machine,
     begin_run,
@@ -28,7 +29,6 @@ from ticketlab.workflows.run import (
 )
 from ticketlab.workflows.summary import Summary
 from ticketlab.workflows.sweep_points import Point, check_points
-from ticketlab.workflows.train_level import Notice, Seen
 from ticketlab.workflows.workers import Died, run_jobs
 
 

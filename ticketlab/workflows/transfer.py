@@ -22,10 +22,12 @@ from ticketlab.runs.store import RunStore
 from ticketlab.runs.ticket import Ticket
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.plan import Plan
+from ticketlab.workflows.progress import Seen
 from ticketlab.workflows.prune import watches
 from ticketlab.workflows.ticket_source import KEY, TicketSource
 from ticketlab.workflows.tickets import replicate_seed, ticket_facts, ticket_weights
-from ticketlab.workflows.train_level import LevelTask, Seen, Settings, train_level
+from ticketlab.workflows.train_level import Settings, train_level
+from ticketlab.workflows.trainer import LevelTask
 
 
 def transfer_plan(plan: Plan, source: TicketSource) -> Plan:

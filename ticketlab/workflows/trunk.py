@@ -20,8 +20,9 @@ from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.plan import Plan, load_data, make_plan
+from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.run import Event, Machine, death_notice, plan_on, prune_run, told
-from ticketlab.workflows.train_level import Notice, Settings
+from ticketlab.workflows.train_level import Settings
 from ticketlab.workflows.workers import Died, run_jobs
 
 if TYPE_CHECKING:

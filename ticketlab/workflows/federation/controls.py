@@ -17,8 +17,8 @@ from ticketlab.runs.tensorboard import FederationEvents
 from ticketlab.workflows.federation.client import train
 from ticketlab.workflows.federation.record import plain_bytes, ratios, read_rounds
 from ticketlab.workflows.federation.server import FAILURE, federate, round_name
+from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.ship import Shipment, shipment
-from ticketlab.workflows.train_level import Notice
 
 ARMS: dict[str, tuple[bool, str]] = {
     "dense": (True, "rewound"),

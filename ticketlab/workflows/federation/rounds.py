@@ -26,9 +26,9 @@ from ticketlab.workflows.federation.request import Asked, request_hash, request_
 from ticketlab.workflows.federation.server import FAILURE, LIVE, make_rule, round_name
 from ticketlab.workflows.federation.simulation import check_ray, simulation
 from ticketlab.workflows.federation.start import starting
+from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.run import Machine, outcome
 from ticketlab.workflows.ship import Shipment
-from ticketlab.workflows.train_level import Notice
 
 APP = Path(federate.__path__[0]) / "app"
 POLL = 0.2

@@ -14,9 +14,9 @@ from ticketlab.runs.store import Level, RunStore
 from ticketlab.workflows.enroll import expected
 from ticketlab.workflows.federation.request import Asked
 from ticketlab.workflows.federation.rounds import Event, check_flower, federate_ticket
+from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.ship import newest, shipment
-from ticketlab.workflows.train_level import Notice
 
 LOCAL, ENROLLED = 120.0, 900.0
 """Seconds in which local processes, or people with devices, should have come online."""
