@@ -173,6 +173,26 @@ def test_the_figure_and_the_table_have_every_point(make_run):
     ]  # fmt: skip
 
 
+def test_close_densities_share_the_column_of_the_most_and_keep_their_own(make_run):
+    def run(name, density):
+        levels = [level(1, 0, 0.9), level(1, 1, 0.9, density=density)]
+        return make_run(name, levels, f"pruning.criterion={name}")
+
+    stores = [run("magnitude", 0.2), run("random", 0.203), run("movement", 0.2)]
+    (comparison,) = compare(stores)
+    assert comparison.densities() == [1.0, 0.2]
+    sparse = [row for row in table_rows(comparison) if row["column"] < 1]
+    assert [(row["method"].split()[1], row["column"], row["density"]) for row in sparse] == [
+        ("magnitude", 0.2, 0.2), ("random", 0.2, 0.203), ("movement", 0.2, 0.2)
+    ]  # fmt: skip
+
+
+def test_a_variant_says_what_was_changed_in_it_its_criterion_too():
+    base = {"method": "oneshot", "pruning.criterion": "magnitude", "variant": "units"}
+    changed = {**base, "pruning.criterion": "obs"}
+    assert method_names([base, base, changed]) == ["units", "units", "units criterion=obs"]
+
+
 def test_tables_show_the_densities_that_methods_share(make_run):
     ladder = [level(1, n, 0.9, density=density) for n, density in enumerate((1.0, 0.5, 0.2))]
     jump = [level(1, n, 0.8, density=density) for n, density in enumerate((1.0, 0.2))]

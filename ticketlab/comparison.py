@@ -53,10 +53,12 @@ class Point:
 
     data: str
     method: str
+    column: float
+    """Density that stands for those that count as one with its own, over all methods."""
     density: float
+    """Its own; the mean, as those below."""
     test_accuracy: Estimate
     effective_density: float | None
-    """Mean, as those below."""
     flops: float | None
     remaining_flops: float | None
     seconds: float
@@ -100,17 +102,17 @@ class Comparison:
         return [self.baseline, *others]
 
     def densities(self) -> list[float]:
-        """From dense to sparse."""
-        return sorted({point.density for point in self.points}, reverse=True)
+        """Columns, from dense to sparse."""
+        return sorted({point.column for point in self.points}, reverse=True)
 
     def shared_densities(self) -> list[float]:
         """Those that at least half of the methods have; all where there are none."""
-        methods, half = Counter(point.density for point in self.points), len(self.methods()) / 2
+        methods, half = Counter(point.column for point in self.points), len(self.methods()) / 2
         return [density for density in self.densities() if methods[density] >= half] or self.densities()
 
-    def at(self, method: str, density: float) -> Point | None:
+    def at(self, method: str, column: float) -> Point | None:
         """One point, if it was measured."""
-        return next((p for p in self.points if p.method == method and p.density == density), None)
+        return next((p for p in self.points if p.method == method and p.column == column), None)
 
 
 def compare(networks: Sequence[Network], against: str | None = None) -> list[Comparison]:
@@ -274,21 +276,21 @@ def _begun(one: Mapping[str, Any]) -> list[str]:
     return [one["variant"]] if one.get("variant") else [one["method"], one["pruning.criterion"]]
 
 
+TOLD = {False: ("method", "pruning.criterion", "variant"), True: ("variant",)}
+"""What a name begins with, of a method and of a variant."""
+
+
 def _unusual(one: Mapping[str, Any], common: Mapping[str, Any]) -> list[str]:
     return [
         f"{name.rpartition('.')[2]}={_short(one[name])}"
         for name, usual in common.items()
-        if name not in ("method", "pruning.criterion", "variant") and name in one and one[name] != usual
+        if name not in TOLD[bool(one.get("variant"))] and name in one and one[name] != usual
     ]
 
 
 def said(common: Mapping[str, Any]) -> str:
     """Common settings in words; what names tell anyway, or what is simply left out, is not said."""
-    told = {
-        name: value
-        for name, value in common.items()
-        if name not in ("method", "pruning.criterion", "variant") and value
-    }
+    told = {name: value for name, value in common.items() if name not in TOLD[False] and value}
     return ", ".join(f"{name} {_short(value)}" for name, value in told.items())
 
 
@@ -308,15 +310,13 @@ def _comparison(data: str, networks: Sequence[Network], against: str | None) -> 
     cells = _cells(named)
     asked = _asked(named, against)
     baseline = asked or _usual_baseline(named, cells)
-    points = [
-        _point(data, name, density, cell, cells.get((baseline, density))) for (name, density), cell in cells.items()
-    ]
-    points.sort(key=lambda point: (names.index(point.method), -point.density))
+    points = [_point(data, name, column, cell, cells.get((baseline, column))) for (name, column), cell in cells.items()]
+    points.sort(key=lambda point: (names.index(point.method), -point.column))
     return Comparison(data, baseline, points, common_settings(_unnamed(settings)), bool(asked))
 
 
 Cells = dict[tuple[str, float], dict[int, Network]]
-"""Method and density → network of each seed."""
+"""Method and column → network of each seed."""
 
 
 def _cells(named: Sequence[tuple[str, Network]]) -> Cells:
@@ -367,23 +367,25 @@ def _usual_baseline(named: Sequence[tuple[str, Network]], cells: Collection[tupl
 
 
 def _grouped(networks: Sequence[Network]) -> dict[float, float]:
-    """Density → the largest of those that count as one with it; two densities of one run never do."""
+    """Density → the one that most networks have of those that count as one with it; two of one run never do."""
     runs: dict[float, set[str]] = {}
     for network in networks:
         runs.setdefault(network.density, set()).add(network.run)
-    found: dict[float, float] = {}
+    groups: list[list[float]] = []
     together: set[str] = set()
     for density in sorted(runs, reverse=True):
-        last = found[min(found)] if found else None
-        if last is not None and last - density <= SAME_DENSITY * last and not together & runs[density]:
-            found[density], together = last, together | runs[density]
+        if groups and groups[-1][0] - density <= SAME_DENSITY * groups[-1][0] and not together & runs[density]:
+            groups[-1].append(density)
+            together |= runs[density]
         else:
-            found[density], together = density, set(runs[density])
-    return found
+            groups.append([density])
+            together = set(runs[density])
+    having = Counter(network.density for network in networks)
+    return {density: max(group, key=lambda one: having[one]) for group in groups for density in group}
 
 
 def _point(
-    data: str, method: str, density: float, cell: Mapping[int, Network], base: Mapping[int, Network] | None
+    data: str, method: str, column: float, cell: Mapping[int, Network], base: Mapping[int, Network] | None
 ) -> Point:
     networks = list(cell.values())
     paired = sorted(set(cell) & set(base)) if base else []
@@ -393,7 +395,8 @@ def _point(
     return Point(
         data=data,
         method=method,
-        density=density,
+        column=column,
+        density=fmean(n.density for n in networks),
         test_accuracy=estimate([n.test_accuracy for n in networks]),
         effective_density=mean_known([n.effective_density for n in networks]),
         flops=flops,
@@ -411,9 +414,9 @@ def verdicts(comparison: Comparison) -> list[str]:
 
 
 def _sentence(comparison: Comparison, method: str) -> str:
-    points = [p for density in comparison.densities() if (p := comparison.at(method, density))]
+    points = [p for column in comparison.densities() if (p := comparison.at(method, column))]
     places = {
-        verdict: ", ".join(f"{100 * p.density:.3g} %" for p in points if p.verdict == verdict)
+        verdict: ", ".join(f"{100 * p.column:.3g} %" for p in points if p.verdict == verdict)
         for verdict in ("ahead", "level", "behind", "one seed", "no common seed", "no baseline")
     }
     said = [f"{verdict} at {where}" for verdict, where in places.items() if where]

@@ -116,6 +116,23 @@ def test_layers_that_close_are_told_and_a_whole_network_that_does_is_an_error(ti
         assert any(f"all weights of layer '{name}' are zero" in one.text for one in told if isinstance(one, Notice))
 
 
+def test_weights_of_closed_gates_that_stay_are_counted_aloud(tiny, places, tmp_path):
+    closing = "train.sparsify={kind: l0, strength: 0.001, gate_lr: 0.3}"
+    plan = make_plan(*load_data(tiny("method=oneshot", "pruning={levels: 1, rate: 0.1}", *SGD, closing), places))
+    store = RunStore(tmp_path / "filled")
+    told = [one.text for one in prune_replicate(plan, store, 1, Settings()) if isinstance(one, Notice)]
+    weights, mask = store.read_weights(1, 0, "final"), store.read_ticket(1, 1).mask
+    closed = sum(int(mask[name].sum()) - int(weights[name].count_nonzero()) for name in plan.sizes)
+    assert closed > 0 and sum(int(kept.sum()) for kept in mask.values()) == 45180
+    assert any(f"level 1: {closed:,} of the 45,180 weights that are kept had been trained to zero" in t for t in told)
+
+
+def test_a_training_that_diverges_says_what_may_be_too_much(tiny, places, tmp_path):
+    plan = make_plan(*load_data(tiny(*SGD, "train.sparsify={kind: group_lasso, strength: 1e30}"), places))
+    with pytest.raises(FailedRun, match=r"try a lower train\.lr or train\.sparsify\.strength$"):
+        list(prune_replicate(plan, RunStore(tmp_path / "far"), 1, Settings()))
+
+
 def test_gates_and_a_rewind_step_do_not_go_together(tiny):
     with pytest.raises(RecipeError, match="from this step on they would be without"):
         check_recipe(tiny("pruning.rewind=5it", KINDS["l0"]))

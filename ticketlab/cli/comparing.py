@@ -22,11 +22,11 @@ def reported(done: Reported, json: bool) -> None:
 
 def compared(done: Compared, json: bool) -> None:
     """Methods side by side: accuracies, costs, verdicts."""
+    for text in done.unfinished:
+        note(text)
     if json:
         result({"comparisons": [as_dict(one) for one in done.comparisons], "files": [str(path) for path in done.files]})
         return
-    for text in done.left_out:
-        note(f"left out: {text}")
     for one in done.comparisons:
         columns = ["method", *(f"{100 * density:.3g} %" for density in one.shared_densities())]
         table = new_table(f"{one.data}: test accuracy % ± 95 % t interval, by density", columns)

@@ -318,7 +318,9 @@ def _split(file: RecipeFile, data: Data) -> Splits:
     """The recipe's split of its data; raises RecipeError where there are too few examples for it."""
     section, available = file.recipe.data, len(data.dataset.train_labels)
     if section.validation >= available:
-        message = f"only {available} training examples; {section.validation} is too many"
+        message = (
+            f"only {available} training examples; {section.validation} is too many; write validation: {available // 8}"
+        )
         raise file.error([(("data", "validation"), message)])
     if section.examples is not None and section.examples > available - section.validation:
         message = f"only {available - section.validation} training examples beside validation"

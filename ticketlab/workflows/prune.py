@@ -66,6 +66,8 @@ def _train(plan: Plan, store: RunStore, replicate: int, level: int, settings: Se
         ticket = draw_ticket(plan, store, replicate, level)
         store.write_ticket(replicate, level, ticket)
         yield from _warnings(plan, ticket.mask, replicate, level)
+        if level and plan.recipe.train.sparsify:
+            yield from _filled_up(plan, store, replicate, level, ticket.mask)
     task = replace(_task(plan, store, replicate, level, ticket), spent=time.perf_counter() - began)
     for seen in train_level(plan, store, task, settings, watches(plan, store, task)):
         yield seen
@@ -121,6 +123,16 @@ def _emptied(plan: Plan, store: RunStore, replicate: int) -> Iterator[Notice]:
     for name in plan.competing:
         if not weights[name].any():
             yield Notice(f"replicate {replicate}, level 0: all weights of layer '{name}' are zero")
+
+
+def _filled_up(plan: Plan, store: RunStore, replicate: int, level: int, mask: Mask) -> Iterator[Notice]:
+    """Where so many weights are kept that some of them were zero already, which no magnitude tells apart."""
+    weights = store.read_weights(replicate, source_level(plan, level), "final")
+    idle = sum(int((weights[name][mask[name]] == 0).sum()) for name in plan.competing)
+    if idle:
+        kept = sum(int(mask[name].sum()) for name in plan.competing)
+        share = f"{idle:,} of the {kept:,} weights that are kept had been trained to zero"
+        yield Notice(f"replicate {replicate}, level {level}: {share}, where any is as good; use a smaller strength")
 
 
 def loses_weights(plan: Plan, level: int) -> bool:

@@ -17,6 +17,7 @@ from ticketlab.runs.results import OF_KIND
 from ticketlab.runs.rows import csv_bytes
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.whole import outdated
+from ticketlab.words import counted
 
 PAGE, FIGURES, DATA = "index.html", "figures", "data"
 """A page and the folders beside it."""
@@ -28,8 +29,8 @@ class Compared:
 
     comparisons: list[Comparison]
     files: list[Path]
-    left_out: list[str]
-    """Runs that have no finished network, each with its state."""
+    unfinished: list[str]
+    """Runs that are not finished: what is compared of them, or why nothing is."""
 
 
 @dataclass(frozen=True)
@@ -179,16 +180,20 @@ def compare_runs(root: Path, names: Sequence[str], against: str | None, out: Pat
     Raises RunError where fewer than two have a finished network, or where the files cannot be written.
     """
     found = [(store, run_networks(store)) for store in _pruning_runs(root, names)]
-    left_out = [
-        f"{store.name} is {state(store, store.read_manifest())}, without a finished network; ticketlab prune goes on"
-        for store, networks in found
-        if not networks
-    ]
-    if len(found) - len(left_out) < 2:
-        raise RunError("\n".join(["a comparison needs two runs or more; ticketlab runs ls names them", *left_out]))
+    unfinished = [text for store, networks in found if (text := _unfinished(store, len(networks)))]
+    if sum(bool(networks) for _, networks in found) < 2:
+        raise RunError("\n".join(["a comparison needs two runs or more; ticketlab runs ls names them", *unfinished]))
     with _writing(out):
         comparisons = compare([network for _, networks in found for network in networks], against)
-        return Compared(comparisons, _write(comparisons, out), left_out)
+        return Compared(comparisons, _write(comparisons, out), unfinished)
+
+
+def _unfinished(store: RunStore, networks: int) -> str | None:
+    known = state(store, store.read_manifest())
+    if known == "finished":
+        return None
+    compared = f"only its {counted(networks, 'finished network')}" if networks else "nothing of it"
+    return f"{store.name} is {known}: {compared} can be compared; ticketlab prune goes on"
 
 
 def _write(comparisons: Sequence[Comparison], out: Path) -> list[Path]:

@@ -124,7 +124,8 @@ def saliencies(plan: Plan, numbers: Mapping[str, Tensor], mask: Mask, seen: Obse
         if not isinstance(saliency, Tensor):
             raise FailedRun(f"criterion '{section.criterion}' gave {type(saliency).__name__} for {name}")
         if saliency.shape != numbers[name].shape:
-            raise FailedRun(f"criterion '{section.criterion}' gave shape {tuple(saliency.shape)} for {name}")
+            shapes = f"shape {tuple(saliency.shape)} for {name}, which has {tuple(numbers[name].shape)}"
+            raise FailedRun(f"criterion '{section.criterion}' gave {shapes}")
         found[name] = saliency
     return found
 
@@ -195,7 +196,8 @@ def mask_at_init(plan: Plan, replicate: int, level: int, weights: Mapping[str, T
         saliency = saliencies(plan, {name: left[name] for name in mask}, mask, observed, where)
         if at == 1 and decides_nothing(saliency, plan.pools):
             name = plan.recipe.pruning.criterion
-            raise FailedRun(f"criterion '{name}' says the same of all weights before training; take another one")
+            way_out = "take another one, or prune later (pruning.rewind; method: imp)"
+            raise FailedRun(f"criterion '{name}' says the same of all weights before training; {way_out}")
         mask = _cut(plan, saliency, mask, plan.keeps_on_the_way(level, at / whole), where)
     return mask
 

@@ -77,7 +77,7 @@ def train_level(
                 yield from watch.after_step(step.index, trainer.model, spent, events)
             is_last = step.index == task.stop or _is_done(watches)
             if (step.index - task.start) % plan.evaluate_every == 0 or is_last:
-                point = _measure(trainer, splits.validation, watches, began)
+                point = _measure(plan, trainer, splits.validation, watches, began)
                 events.point(step.index, point)
                 yield Progress(task.replicate, task.level, task.start, step.index, task.stop, point["val_accuracy"])
                 began = time.perf_counter()
@@ -114,16 +114,32 @@ def _seer(watches: Sequence[Watch]) -> Callable[[int], None] | None:
     return next((watch.see for watch in watches if isinstance(watch, Seer)), None)
 
 
-def _measure(trainer: Trainer, validation: Examples, watches: Sequence[Watch], began: float) -> dict[str, float]:
+def _strengths(plan: Plan) -> str:
+    """Fields of the recipe with which training can diverge."""
+    recipe = plan.recipe
+    fields = {
+        "train.sparsify.strength": recipe.train.sparsify,
+        "train.gradient_noise": recipe.train.gradient_noise,
+        "dynamic.l1": recipe.dynamic.l1,
+        "dynamic.temperature": recipe.dynamic.temperature,
+    }
+    return " or ".join(["train.lr", *(name for name, value in fields.items() if value)])
+
+
+def _measure(
+    plan: Plan, trainer: Trainer, validation: Examples, watches: Sequence[Watch], began: float
+) -> dict[str, float]:
     """Add a point to the curve and keep the weights if their validation loss is the smallest so far."""
     train_loss = torch.stack(trainer.losses).cpu().double().mean().item()
     trained = time.perf_counter() - began
     if not math.isfinite(train_loss):
-        raise FailedRun(f"training diverged before step {trainer.step} (loss {train_loss}); try a lower train.lr")
+        raise FailedRun(
+            f"training diverged before step {trainer.step} (loss {train_loss}); try a lower {_strengths(plan)}"
+        )
     assert not revived(trainer.model, trainer.net.mask), "a removed weight came back to life"
     val_loss, val_accuracy = evaluate(trainer.model, validation)
     if not math.isfinite(val_loss):
-        raise FailedRun(f"validation loss is {val_loss} at step {trainer.step}; try a lower train.lr")
+        raise FailedRun(f"validation loss is {val_loss} at step {trainer.step}; try a lower {_strengths(plan)}")
     point = {
         "step": trainer.step,
         "train_loss": train_loss,
