@@ -25,13 +25,19 @@ def make_optimizer(parameters: Iterable[nn.Parameter], train: TrainSection) -> t
     return kind(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
 
 
-def numbered(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """What an optimizer remembers of each parameter, from `number/what` as checkpoints keep it."""
-    found: dict[int, dict[str, Tensor]] = {}
+def memory(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer remembers of each parameter, as `number/what`."""
+    found = optimizer.state_dict()["state"].items()
+    return {f"{index}/{n}": v for index, state in found for n, v in state.items() if isinstance(v, Tensor)}
+
+
+def restore_memory_(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Let an optimizer remember what `memory` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, _, key = name.partition("/")
-        found.setdefault(int(index), {})[key] = value
-    return found
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def learning_rate(train: TrainSection, step: int, steps_per_epoch: int) -> float:

@@ -13,7 +13,7 @@ from ticketlab.pruning.allocate import lowest
 from ticketlab.pruning.masks import State
 from ticketlab.recipe import SparsifySection
 from ticketlab.training.gates import add_gates_, gates_of
-from ticketlab.training.optim import numbered
+from ticketlab.training.optim import memory, restore_memory_
 from ticketlab.training.trainable import Trainable
 
 
@@ -170,12 +170,11 @@ class Gates(Sparsify):
 
     def state(self) -> State:
         """What the gates' optimizer remembers."""
-        found = self.adam.state_dict()["state"].items()
-        return {f"{index}/{name}": value for index, values in found for name, value in values.items()}
+        return memory(self.adam)
 
     def restore(self, tensors: State) -> None:
         """Let it remember."""
-        self.adam.load_state_dict({**self.adam.state_dict(), "state": numbered(tensors)})
+        restore_memory_(self.adam, tensors)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Plan:
             return 1
         return len(self.early_bird.targets) if self.early_bird else self.recipe.levels
 
-    @property
+    @cached_property
     def competing(self) -> list[str]:
         """Weights that may be removed; those of `pruning.ignore` may not."""
         return [name for name in self.sizes if any(name in pool.layers and pool.rate for pool in self.pools)]

@@ -19,7 +19,7 @@ from ticketlab.runs.tensorboard import LevelEvents
 from ticketlab.seeds import derive_seed
 from ticketlab.training.frozen import keep_frozen_
 from ticketlab.training.loop import Adjust, Step, train_steps
-from ticketlab.training.optim import learning_rate, make_optimizer, numbered
+from ticketlab.training.optim import learning_rate, make_optimizer, memory, restore_memory_
 from ticketlab.training.sparsify import Drift, Sparsify, make_sparsify
 from ticketlab.training.trainable import Trainable, make_trainable
 from ticketlab.workflows.plan import Plan
@@ -181,8 +181,7 @@ def keep_checkpoint(trainer: Trainer, watches: Sequence[Watch], store: RunStore,
     """Everything that the next step depends on, and what the level will report."""
     tensors = {f"model/{name}": value for name, value in trainer.model.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in trainer.best.items()}
-    for index, state in trainer.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{n}": v for n, v in state.items() if isinstance(v, Tensor)}
+    tensors |= {f"optimizer/{name}": value for name, value in memory(trainer.optimizer).items()}
     tensors |= {f"sparsify/{name}": value for name, value in trainer.sparsify.state().items()}
     tensors["random/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -213,8 +212,7 @@ def _restore_trainer(trainer: Trainer, tensors: State, facts: dict[str, Any]) ->
     device = next(trainer.model.parameters()).device
     trainer.model.load_state_dict(under("model/", tensors))
     trainer.best = {name: value.to(device) for name, value in under("best/", tensors).items()}
-    groups = trainer.optimizer.state_dict()["param_groups"]
-    trainer.optimizer.load_state_dict({"state": numbered(under("optimizer/", tensors)), "param_groups": groups})
+    restore_memory_(trainer.optimizer, under("optimizer/", tensors))
     trainer.sparsify.restore(under("sparsify/", tensors))
     torch.set_rng_state(tensors["random/cpu"])
     if torch.cuda.is_available() and "random/cuda" in tensors:
