@@ -53,6 +53,20 @@ def test_json_is_one_object_with_every_point(ticketlab, runs):
     assert pruned["effective_density"] <= pruned["density"]
 
 
+def test_a_damaged_run_is_left_out_by_name_and_the_others_are_compared(ticketlab, runs, tmp_path):
+    first, second, third = sorted((tmp_path / "runs").iterdir())
+    (first / "recipe.yaml").unlink()
+    ran = ticketlab("report", "--compare", "tiny", "--json")
+    assert ran.exit_code == 0, ran.stderr
+    assert f"{first.name} is left out: " in ran.stderr and "recipe.yaml: no such recipe" in ran.stderr
+    (found,) = json.loads(ran.stdout)["comparisons"]
+    assert len({point["method"] for point in found["points"]}) == 2
+    (second / "manifest.json").write_text("{")
+    ran = ticketlab("report", "--compare", "tiny")
+    assert ran.exit_code == 2 and "two runs or more" in ran.stderr
+    assert first.name in ran.stderr and second.name in ran.stderr and third.name not in ran.stderr
+
+
 def test_the_comparison_is_no_run(ticketlab, runs):
     ticketlab("report", "--compare", "tiny")
     assert "comparison" not in ticketlab("runs", "ls").stdout

@@ -39,7 +39,7 @@ def test_layers_get_weights_in_proportion_to_the_mean_momentum_of_those_that_rem
     assert growth(still, masks, {"a": 1, "b": 2}) == {"a": 1, "b": 2}
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 4, 6])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 6])
 def test_any_place_that_is_allowed_has_the_same_chance(count):
     allowed = torch.tensor([[True, False, True, True], [True, True, False, True]])
     generator = torch.Generator().manual_seed(0)

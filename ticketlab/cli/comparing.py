@@ -22,7 +22,7 @@ def reported(done: Reported, json: bool) -> None:
 
 def compared(done: Compared, json: bool) -> None:
     """Methods side by side: accuracies, costs, verdicts."""
-    for text in done.unfinished:
+    for text in done.notes:
         note(text)
     if json:
         result({"comparisons": [as_dict(one) for one in done.comparisons], "files": [str(path) for path in done.files]})

@@ -31,17 +31,16 @@ def strongest(score: Tensor, allowed: Tensor, count: int) -> Tensor:
 
 def anywhere(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` of the places allowed, all with the same chance."""
-    places = allowed.flatten().cpu().nonzero().squeeze(1)
-    chosen = torch.zeros(len(places), dtype=torch.bool)
-    if 2 * count > len(places):
-        chosen[torch.randperm(len(places), generator=generator)[:count]] = True
+    free = allowed.flatten().cpu()
+    chosen = torch.zeros_like(free)
+    if 2 * (int(free.sum()) - count) < len(free):
+        places = free.nonzero().squeeze(1)
+        chosen[places[torch.randperm(len(places), generator=generator)[:count]]] = True
     else:  # one after the other, again where a place is taken: what counts is `count`, not the size of the layer
         while missing := count - int(chosen.sum()):
-            drawn = torch.randint(len(places), (missing,), generator=generator)
-            chosen[drawn] = True
-    found = torch.zeros(allowed.numel(), dtype=torch.bool)
-    found[places[chosen]] = True
-    return found.view_as(allowed).to(allowed.device)
+            drawn = torch.randint(len(free), (missing,), generator=generator)
+            chosen[drawn[free[drawn]]] = True
+    return chosen.view_as(allowed).to(allowed.device)
 
 
 def opposed(weight: Tensor, sign: Tensor, mask: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class Trainable:
         numbers = next(kept for owner, kept in self.frozen if owner is parameter)
         same = [value for value in optimizer.state.get(parameter, {}).values() if value.shape == parameter.shape]
         for value in (parameter.data, numbers, *same):
-            value[gone] = 0
+            value.masked_fill_(gone, 0)
         if name in self.mask:
             self.mask[name] = self.mask[name] & ~gone
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ticketlab.comparison import Comparison, compare, run_networks, table_rows
-from ticketlab.errors import RunError
+from ticketlab.comparison import Comparison, Network, compare, run_networks, table_rows
+from ticketlab.errors import RecipeError, RunError
 from ticketlab.page.blocks import Page
 from ticketlab.report import run_levels, state
 from ticketlab.runs.files import remove_files
@@ -29,8 +29,8 @@ class Compared:
 
     comparisons: list[Comparison]
     files: list[Path]
-    unfinished: list[str]
-    """Runs that are not finished: what is compared of them, or why nothing is."""
+    notes: list[str]
+    """Runs that are not finished or damaged: what is compared of them, or why nothing is."""
 
 
 @dataclass(frozen=True)
@@ -175,25 +175,29 @@ def _beside(page: Page) -> tuple[dict[str, bytes], dict[str, bytes]]:
 
 
 def compare_runs(root: Path, names: Sequence[str], against: str | None, out: Path) -> Compared:
-    """Compare runs of `ticketlab prune`; a name may be a prefix of several.
+    """Compare runs of `ticketlab prune`; a name may be a prefix of several, of which damaged ones are left out.
 
     Raises RunError where fewer than two have a finished network, or where the files cannot be written.
     """
-    found = [(store, run_networks(store)) for store in _pruning_runs(root, names)]
-    unfinished = [text for store, networks in found if (text := _unfinished(store, len(networks)))]
-    if sum(bool(networks) for _, networks in found) < 2:
-        raise RunError("\n".join(["a comparison needs two runs or more; ticketlab runs ls names them", *unfinished]))
+    found = [_to_compare(store) for store in _pruning_runs(root, names)]
+    notes = [told for _, told in found if told]
+    if sum(bool(networks) for networks, _ in found) < 2:
+        raise RunError("\n".join(["a comparison needs two runs or more; ticketlab runs ls names them", *notes]))
     with _writing(out):
-        comparisons = compare([network for _, networks in found for network in networks], against)
-        return Compared(comparisons, _write(comparisons, out), unfinished)
+        comparisons = compare([network for networks, _ in found for network in networks], against)
+        return Compared(comparisons, _write(comparisons, out), notes)
 
 
-def _unfinished(store: RunStore, networks: int) -> str | None:
-    known = state(store, store.read_manifest())
+def _to_compare(store: RunStore) -> tuple[list[Network], str | None]:
+    """Networks of a run, and what keeps it from being compared as a whole."""
+    try:
+        networks, known = run_networks(store), state(store, store.read_manifest())
+    except (RunError, RecipeError) as error:
+        return [], f"{store.name} is left out: {error}"
     if known == "finished":
-        return None
-    compared = f"only its {counted(networks, 'finished network')}" if networks else "nothing of it"
-    return f"{store.name} is {known}: {compared} can be compared; ticketlab prune goes on"
+        return networks, None
+    compared = f"only its {counted(len(networks), 'finished network')}" if networks else "nothing of it"
+    return networks, f"{store.name} is {known}: {compared} can be compared; ticketlab prune goes on"
 
 
 def _write(comparisons: Sequence[Comparison], out: Path) -> list[Path]:
