@@ -4,7 +4,8 @@ For each criterion and compression 10^0.5 … 10^3 (Tanaka et al. 2020, figure 1
 density of the mask in per cent, means over seeds; 0 where a layer's last weights meet no others and nothing can be
 learnt. Nothing is trained.
 
-    python benchmarks/layer_collapse.py [--recipe recipes/vgg16_cifar10.yaml] [--seeds 1] [--examples 100]
+    python benchmarks/layer_collapse.py [--recipe recipes/vgg16_cifar10.yaml] [--criteria snip,synflow] [--seeds 1]
+        [--examples 100]
 """
 
 from __future__ import annotations
@@ -50,13 +51,14 @@ def main() -> None:
     """Print the table as Markdown, a row as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", type=Path, default=Path("recipes/vgg16_cifar10.yaml"))
+    parser.add_argument("--criteria", default=",".join(CRITERIA))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--examples", type=int, default=100)
     asked = parser.parse_args()
     print("| criterion | " + " | ".join(f"10^{exponent:g}" for exponent in EXPONENTS) + " |")
     print("|---" * (len(EXPONENTS) + 1) + "|")
     print("| (density) | " + " | ".join(f"{100 * 10**-exponent:.3g}" for exponent in EXPONENTS) + " |")
-    for criterion in CRITERIA:
+    for criterion in asked.criteria.split(","):
         plan = plan_of(asked.recipe, criterion, asked.examples)
         found = [live_shares(plan, replicate) for replicate in range(1, asked.seeds + 1)]
         cells = (f"{100 * fmean(column):.3g}" for column in zip(*found, strict=True))

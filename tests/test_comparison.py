@@ -2,9 +2,11 @@ import pytest
 from support import level
 
 from ticketlab import comparison
-from ticketlab.comparison import common_settings, method_names, run_networks, table_rows, verdicts
+from ticketlab.comparison import table_rows, verdicts
 from ticketlab.errors import RunError
 from ticketlab.figures import encode, methods_side_by_side
+from ticketlab.method_names import common_settings, method_names
+from ticketlab.trained_networks import run_networks
 
 
 def compare(stores, against=None):
@@ -50,6 +52,14 @@ def test_two_networks_in_one_place_are_refused(make_run):
     stores = [make_run(name, [level(1, 0, 0.9), level(1, 1, 0.8)], *gradual) for name in ("one", "two")]
     with pytest.raises(RunError, match="one and two both have a network"):
         compare(stores)
+
+
+def test_an_edited_plugin_makes_another_method(make_run):
+    both = [level(1, 0, 0.9), level(1, 1, 0.8)]
+    stores = [
+        make_run(name, both, files={"own/mine.py": digest}) for name, digest in (("a", "1" * 64), ("b", "2" * 64))
+    ]
+    assert compare(stores)[0].methods() == ["imp magnitude", "imp magnitude mine=222222"]
 
 
 def test_levels_of_one_run_stay_apart_however_close(make_run):

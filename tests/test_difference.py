@@ -34,6 +34,11 @@ def test_fields_that_are_not_the_same_are_named_with_both_values(make_run):
     json.dumps(asdict(found))
 
 
+def test_an_edited_file_of_ones_own_is_named(make_run):
+    one, other = (make_run(name, levels(0.9), files={"mine.py": name, "same.py": "0"}) for name in ("one", "other"))
+    assert difference(one, other).settings == [Change("files.mine.py", "one", "other")]
+
+
 def test_levels_of_the_same_density_are_paired_by_seed(make_run):
     one = make_run("one", levels(0.91, 0.92, 0.93))
     other = make_run("other", levels(0.94, 0.96, 0.5, first=2))  # the seeds of replicates 2, 3 and 4

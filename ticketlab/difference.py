@@ -98,7 +98,7 @@ def _settings(store: RunStore) -> dict[str, Any]:
     recipe = read_recipe(store.witness).recipe.model_dump(mode="json") if store.witness.exists() else {}
     manifest = store.read_manifest()
     told = store.read_result(REQUEST) if store.has_result(REQUEST) else manifest.get("request", {})
-    return dotted({**recipe, **told, "source": manifest.get("source")})
+    return dotted({**recipe, **told, "source": manifest.get("source"), "files": manifest.get("files", {})})
 
 
 def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:

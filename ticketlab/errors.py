@@ -1,5 +1,12 @@
 """Every error that a user can cause, in one tree; each knows the exit status it leads to."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Stop = Callable[[], bool]
+"""Asked from time to time; once it is true, what is running saves its state and raises Interrupted."""
+
 
 class TicketlabError(Exception):
     """The user's input is wrong; nothing was started."""

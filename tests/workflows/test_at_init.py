@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ticketlab.comparison import run_networks
 from ticketlab.data.batches import permutation
 from ticketlab.errors import FailedRun, RecipeError
 from ticketlab.pruning.masks import masked, remaining
 from ticketlab.report import run_levels
 from ticketlab.seeds import derive_seed
+from ticketlab.trained_networks import run_networks
 from ticketlab.workflows.plan import check_recipe, load_data, make_plan
 
 NAMES = ["fc1.weight", "fc2.weight", "output.weight"]

@@ -5,13 +5,13 @@ import torch
 from support import equal, states, stopped_at, untimed
 from torch.nn import functional
 
-from ticketlab.comparison import run_networks
 from ticketlab.data.batches import shuffled_batches
 from ticketlab.errors import RecipeError, RunError
 from ticketlab.pruning.masks import masked
 from ticketlab.report import run_levels
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
+from ticketlab.trained_networks import run_networks
 from ticketlab.workflows.controls import control_run
 from ticketlab.workflows.plan import check_recipe, load_data, make_plan
 from ticketlab.workflows.tickets import mask_at_init

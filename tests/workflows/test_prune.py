@@ -173,6 +173,30 @@ def test_a_run_stopped_anywhere_resumes_bit_for_bit(run, tmp_path, overrides):
         assert equal(states(store, 3), states(whole, 3))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "looks"),
+    [
+        (("method=at_init", "pruning={criterion: snip, densities: [0.3, 0.1], rounds: 3, examples: 150}"), 6),
+        (("method=at_init", "pruning={criterion: synflow, scope: global, densities: [0.3], rounds: 3}"), 3),
+        (("method=oneshot", "pruning={criterion: obs, compensate: true, densities: [0.3], after: lr_rewind}"), 20),
+    ],
+    ids=str,
+)
+def test_a_run_can_be_stopped_while_a_criterion_looks_at_examples(run, tmp_path, overrides, looks):
+    _, whole, levels = run(*overrides, folder="whole")
+    for look in (1, 2, looks):
+        # level 0 asks after each of its 30 steps; at_init looks before each round, in batches of 100; the surgeon at
+        # 1,000 examples for the mask, and again for what remains
+        with pytest.raises(Interrupted, match="while the criterion looked"):
+            run(*overrides, folder=f"stopped_{look}", settings=Settings(should_stop=StopAt(30 + look)))
+        assert RunStore(tmp_path / f"stopped_{look}").read_ticket(1, 1) is None
+        _, store, resumed = run(*overrides, folder=f"stopped_{look}")
+        assert [untimed(level) for level in resumed] == [untimed(level) for level in levels]
+        assert equal(states(store, 2), states(whole, 2))
+    with pytest.raises(Interrupted, match="in level 1 at step 1"):
+        run(*overrides, folder="later", settings=Settings(should_stop=StopAt(30 + looks + 1)))
+
+
 def test_a_run_stopped_after_every_step_arrives_all_the_same(run):
     _, whole, levels = run("train.steps=6it", "pruning.levels=1", "train.evaluate_every=4it", folder="whole")
     for _ in range(12):

@@ -6,11 +6,12 @@ from contextlib import ExitStack
 import pytest
 from support import equal, states, untimed
 
-from ticketlab.comparison import compare, run_networks
+from ticketlab.comparison import compare
 from ticketlab.errors import FailedRun, Interrupted, RecipeError, RunError
 from ticketlab.recipe_file import read_recipe, read_variants
 from ticketlab.report import run_levels
 from ticketlab.runs.store import Level, RunStore
+from ticketlab.trained_networks import run_networks
 from ticketlab.workflows.plan import check_recipe, run_hash
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.sweep import Begun, Pointed, sweep_run

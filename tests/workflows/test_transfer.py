@@ -9,7 +9,7 @@ from support import TINY, equal, states, untimed
 from typer.testing import CliRunner
 
 from ticketlab.cli.app import app
-from ticketlab.comparison import compare, run_networks
+from ticketlab.comparison import compare
 from ticketlab.errors import Interrupted, MissingRun, RecipeError, RunError
 from ticketlab.pruning.masks import masked
 from ticketlab.recipe_file import read_recipe
@@ -17,6 +17,7 @@ from ticketlab.report import run_levels
 from ticketlab.runs.find import list_runs
 from ticketlab.seeds import derive_seed
 from ticketlab.steps import Duration
+from ticketlab.trained_networks import run_networks
 from ticketlab.workflows.check import check_all
 from ticketlab.workflows.controls import control_run
 from ticketlab.workflows.run import Machine, Started, plan_on, prune_run

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ticketlab.cli.render import new_table, note, result, show, with_interval
-from ticketlab.comparison import Point, as_dict, said, verdicts
+from ticketlab.comparison import Point, as_dict, verdicts
+from ticketlab.method_names import said
 from ticketlab.words import counted
 from ticketlab.workflows.report import Compared, Reported
 

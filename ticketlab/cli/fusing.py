@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 from ticketlab.cli.render import new_table, note, result, show
 from ticketlab.data.sources import datasets
-from ticketlab.errors import FusionError
+from ticketlab.errors import FusionError, Stop
 from ticketlab.fusion_findings import method_name
 from ticketlab.registry import did_you_mean
 from ticketlab.runs.find import find_run
@@ -177,7 +177,7 @@ def only_study(told: Mapping[str, object]) -> None:
         raise FusionError(f"--study has a fixed grid; leave {', '.join(ignored)} out")
 
 
-def study(names: Sequence[str], machine: Machine, should_stop: Callable[[], bool], quiet: bool) -> Study:
+def study(names: Sequence[str], machine: Machine, should_stop: Stop, quiet: bool) -> Study:
     """Work through the study of these runs, the newest one if none is named."""
     stores = [find_run(machine.runs, name) for name in names] or [find_run(machine.runs, None, "prune")]
     count = 0

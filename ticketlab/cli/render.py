@@ -6,13 +6,13 @@ import json as jsonlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
-from ticketlab.errors import TicketlabError
+from ticketlab.errors import Stop, TicketlabError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +50,7 @@ def one_line_errors(verbose: bool = False) -> Iterator[None]:
 @contextmanager
 def stop_request(
     said: str = "stopping: saving the state first (again to stop at once)",
-) -> Iterator[Callable[[], bool]]:
+) -> Iterator[Stop]:
     """Ctrl-C or SIGTERM asks for a stop, so that the state can be saved first; a second Ctrl-C does not wait.
 
     Before anybody has asked whether to stop there is no state to save, and the first one does not wait either.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from ticketlab.cli.levels import run_record
 from ticketlab.cli.progress import Bars, drawn_line, level_line
 from ticketlab.cli.render import new_table, note, result, show, with_interval
-from ticketlab.errors import FailedRun
+from ticketlab.errors import FailedRun, Stop
 from ticketlab.recipe import Recipe
 from ticketlab.report import summarise, telling
 from ticketlab.runs.store import Level
@@ -45,7 +45,7 @@ def sweep(
     recipe: Path,
     points: Sequence[Point],
     machine: Machine,
-    should_stop: Callable[[], bool],
+    should_stop: Stop,
     dry_run: bool,
     json: bool,
     quiet: bool,

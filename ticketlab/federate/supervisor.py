@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ticketlab.errors import Stop
 from ticketlab.federate.processes import Child, stop
 
 SHORTEST, LONGEST = 4.0, 15.0  # seconds before trying again
@@ -45,7 +46,6 @@ class Told:
 
 
 Look = Callable[[], str | None]
-Stop = Callable[[], bool]
 
 
 def supervise(server: str, launch: Callable[[], Child], look: Look, should_stop: Stop) -> Iterator[Told]:

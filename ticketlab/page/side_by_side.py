@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ticketlab.comparison import Comparison, compare, run_networks, said, table_rows, verdicts
+from ticketlab.comparison import Comparison, compare, table_rows, verdicts
 from ticketlab.errors import RunError
 from ticketlab.figures import methods_side_by_side
+from ticketlab.method_names import said
 from ticketlab.page.blocks import Page, Picture, Section, Table, Text
 from ticketlab.page.pruning import pruning_page
 from ticketlab.page.words import interval, plain, points
 from ticketlab.recipe import dotted, not_common
 from ticketlab.recipe_file import read_recipe
 from ticketlab.runs.store import RunStore
+from ticketlab.trained_networks import run_networks
 from ticketlab.words import counted
 
 KEPT = ("claims", "accuracy", "controls", "layers", "cost")

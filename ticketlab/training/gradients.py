@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from ticketlab.data.batches import Examples, normalise
-from ticketlab.errors import PruningError
+from ticketlab.errors import Interrupted, PruningError, Stop
 from ticketlab.models.compact import NORMS
 from ticketlab.pruning.masks import State
 
@@ -40,6 +40,13 @@ class Probe:
     examples: Examples
     names: Sequence[str]
     """Of the weights in question."""
+    should_stop: Stop = lambda: False
+    """Asked before each batch."""
+
+    def go_on(self) -> None:
+        """Raises Interrupted where it is time to stop."""
+        if self.should_stop():
+            raise Interrupted("stopped while the criterion looked at the network; what was saved before it is safe")
 
     def parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """The weights in question, of a copy of the model."""
@@ -51,6 +58,7 @@ class Probe:
         count = -(-len(self.examples) // BATCH)
         parts = zip(self.examples.images.tensor_split(count), self.examples.labels.tensor_split(count), strict=True)
         for images, labels in parts:
+            self.go_on()
             yield normalise(images, self.examples).double(), labels
 
     def in_training(self) -> nn.Module:
@@ -110,6 +118,7 @@ def flow_gradients(probe: Probe) -> State:
 
     Batch norms use their running variances, and means of zero. Source: Tanaka et al. 2020 (SynFlow), equation 2.
     """
+    probe.go_on()
     model = probe.in_evaluation()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -13,14 +13,14 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from ticketlab.errors import RecipeError, RunError, TicketlabError
+from ticketlab.errors import RecipeError, RunError, Stop, TicketlabError
 from ticketlab.recipe_file import RecipeFile
 from ticketlab.report import deviation, half_width, run_levels
 from ticketlab.runs.find import list_runs
@@ -79,7 +79,7 @@ def parse_budget(text: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def plan_budget(file: RecipeFile, asked: str, machine: Machine, should_stop: Callable[[], bool]) -> Budget:
+def plan_budget(file: RecipeFile, asked: str, machine: Machine, should_stop: Stop) -> Budget:
     """Choose a run that fits, or find what was chosen before; raises RecipeError where none fits."""
     # the time that it took to start this program went into its processor time
     began = time.monotonic() - time.process_time()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ticketlab.errors import RunError
+from ticketlab.errors import RunError, Stop
 from ticketlab.pruning.controls import Start, Subject, controls
 from ticketlab.recipe_file import RecipeFile
 from ticketlab.report import Estimate, estimate, summarise, winning
@@ -56,7 +56,7 @@ def controls_of(
     levels: Sequence[int] | None,
     names: Sequence[str],
     machine: Machine,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Stop = lambda: False,
 ) -> Iterator[Event | Branched | dict[str, Any]]:
     """`control_run` of a run, or of a recipe that is run first; what cannot be is told before."""
 
@@ -75,7 +75,7 @@ def control_run(
     levels: Sequence[int] | None,
     names: Sequence[str],
     machine: Machine,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Stop = lambda: False,
 ) -> Iterator[Branched | Notice | dict[str, Any]]:
     """Train the controls of levels with every replicate that has them; yields what is seen, at last the records.
 

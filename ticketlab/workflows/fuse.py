@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ticketlab.cost import latencies, size
 from ticketlab.data.batches import Splits
-from ticketlab.errors import FusionError
+from ticketlab.errors import FusionError, Stop
 from ticketlab.fusion.exact import fold_norms
 from ticketlab.fusion.trace import LOGITS
 from ticketlab.fusion.widths import error_curves
@@ -26,7 +26,7 @@ from ticketlab.steps import parse_duration
 from ticketlab.training.distil import BATCH
 from ticketlab.training.loop import evaluate
 from ticketlab.workflows.fuse_request import Request
-from ticketlab.workflows.fuse_widths import Stop, Workbench, choose_widths, distil_, fuse_to, prepare
+from ticketlab.workflows.fuse_widths import Workbench, choose_widths, distil_, fuse_to, prepare
 from ticketlab.workflows.progress import Notice, Seen
 from ticketlab.workflows.retrain import retrain, scratch
 from ticketlab.workflows.run import Machine, outcome, stand_in_notice, told

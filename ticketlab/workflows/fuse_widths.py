@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ticketlab.cost import latencies, layer_macs
 from ticketlab.data.batches import normalise, permutation
-from ticketlab.errors import FusionError, Interrupted
+from ticketlab.errors import FusionError, Interrupted, Stop
 from ticketlab.fusion.exact import Reduced, reduce_exactly
 from ticketlab.fusion.fuse import Fused, Method, fuse
 from ticketlab.fusion.groups import Group, keep_units_, named_groups, prove, removable
@@ -36,9 +36,6 @@ POINTS = 0.5
 STOPPED = "stopped; the same command starts the fusion again"
 TRIES = 8
 """Networks that are tried to find the smallest one that is good enough."""
-
-
-Stop = Callable[[], bool]
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ticketlab.errors import TicketlabError
+from ticketlab.errors import Stop, TicketlabError
 from ticketlab.federate.address import read_address
 from ticketlab.federate.join_file import JoinFile, decode_join
 from ticketlab.federate.probe import look
@@ -39,9 +39,7 @@ def readable_by_others(path: Path) -> bool:
     return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
 
 
-def join(
-    path: Path, data: Path | None, should_stop: Callable[[], bool], launcher: Path | None = None
-) -> Iterator[Told | str]:
+def join(path: Path, data: Path | None, should_stop: Stop, launcher: Path | None = None) -> Iterator[Told | str]:
     """Take part in the coordinator's federations; yields warnings, and how the client stands whenever that changes.
 
     Args:

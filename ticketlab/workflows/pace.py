@@ -11,7 +11,7 @@ from statistics import fmean
 import numpy as np
 import torch
 
-from ticketlab.errors import Interrupted
+from ticketlab.errors import Interrupted, Stop
 from ticketlab.pruning.allocate import prune
 from ticketlab.pruning.masks import Mask, full_mask, masked
 from ticketlab.recipe_file import RecipeFile
@@ -76,9 +76,7 @@ def timed_levels(plan: Plan) -> list[int]:
     return sorted({round(share * plan.levels / TIMED_LEVELS) for share in range(TIMED_LEVELS + 1)})
 
 
-def measure_at_work(
-    plan: Plan, machine: Machine, device: torch.device, workers: int, should_stop: Callable[[], bool]
-) -> Pace:
+def measure_at_work(plan: Plan, machine: Machine, device: torch.device, workers: int, should_stop: Stop) -> Pace:
     """The mean pace of so many processes that are timed at once, as they will work at once."""
     began = time.time()
     body = partial(_measured, plan.file, machine, str(device))
@@ -92,9 +90,7 @@ def measure_at_work(
     )
 
 
-def _measured(
-    file: RecipeFile, machine: Machine, device: str, _: int, should_stop: Callable[[], bool]
-) -> Iterator[Pace]:
+def _measured(file: RecipeFile, machine: Machine, device: str, _: int, should_stop: Stop) -> Iterator[Pace]:
     """The pace in this process; `start` is the time of day at which it was ready to train."""
     torch.set_num_threads(machine.threads)
     plan = plan_on(file, machine)

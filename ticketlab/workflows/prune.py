@@ -18,7 +18,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ticketlab.errors import FailedRun
+from ticketlab.errors import FailedRun, Stop
 from ticketlab.pruning.early_bird import nearly_empty
 from ticketlab.pruning.masks import Mask, masked, remaining
 from ticketlab.runs.store import Level, RunStore
@@ -63,7 +63,7 @@ def _train(plan: Plan, store: RunStore, replicate: int, level: int, settings: Se
     ticket = None if loses_weights(plan, level) or rewires(plan, level) else store.read_ticket(replicate, level)
     began = time.perf_counter()
     if ticket is None:
-        ticket = draw_ticket(plan, store, replicate, level)
+        ticket = draw_ticket(plan, store, replicate, level, settings.should_stop)
         store.write_ticket(replicate, level, ticket)
         yield from _warnings(plan, ticket.mask, replicate, level)
         if level and plan.recipe.train.sparsify:
@@ -163,14 +163,17 @@ def _carried(plan: Plan, store: RunStore, task: LevelTask) -> dict[str, Tensor]:
     return store.read_flips(task.replicate, task.level - 1)
 
 
-def draw_ticket(plan: Plan, store: RunStore, replicate: int, level: int) -> Ticket:
+def draw_ticket(plan: Plan, store: RunStore, replicate: int, level: int, should_stop: Stop) -> Ticket:
     """The mask of a level and the weights that it restarts from, or goes on with."""
     if level == 0:
         return dense_ticket(plan, replicate)
-    return ticket_of(plan, store, replicate, level, draw_mask(plan, store, replicate, level))
+    mask = draw_mask(plan, store, replicate, level, should_stop)
+    return ticket_of(plan, store, replicate, level, mask, should_stop)
 
 
-def ticket_of(plan: Plan, store: RunStore, replicate: int, level: int, mask: Mask) -> Ticket:
+def ticket_of(
+    plan: Plan, store: RunStore, replicate: int, level: int, mask: Mask, should_stop: Stop = lambda: False
+) -> Ticket:
     """The ticket of a level that has this mask."""
     after = plan.recipe.pruning.after
     seed = replicate_seed(plan, replicate)
@@ -180,7 +183,7 @@ def ticket_of(plan: Plan, store: RunStore, replicate: int, level: int, mask: Mas
     if plan.schedule or after in ("lr_rewind", "finetune"):
         trained = store.read_weights(replicate, source_level(plan, level), "final")
         if plan.recipe.pruning.compensate:
-            trained = made_up(plan, replicate, trained, mask)
+            trained = made_up(plan, replicate, trained, mask, should_stop)
         return Ticket(mask, masked(trained, mask), facts)
     if plan.rewind == 0:
         return seeded_ticket(plan, mask, derive_seed(seed, "init"), facts)
@@ -192,10 +195,10 @@ def source_level(plan: Plan, level: int) -> int:
     return 0 if plan.recipe.method == "oneshot" or plan.recipe.prunes_at_init else level - 1
 
 
-def draw_mask(plan: Plan, store: RunStore, replicate: int, level: int) -> Mask:
+def draw_mask(plan: Plan, store: RunStore, replicate: int, level: int, should_stop: Stop) -> Mask:
     """What the source level's trained weights leave for this level; at initialisation, what its first ones leave."""
     if plan.recipe.prunes_at_init:
-        return mask_at_init(plan, replicate, level, store.read_rewind(replicate))
+        return mask_at_init(plan, replicate, level, store.read_rewind(replicate), should_stop)
     source = source_level(plan, level)
     before = store.read_ticket(replicate, source)
     assert before is not None
@@ -208,4 +211,4 @@ def draw_mask(plan: Plan, store: RunStore, replicate: int, level: int) -> Mask:
         )
     initial = store.read_rewind(replicate) if wants_initial(plan) else {}
     flips = flip_evidence(store.read_flips(replicate, source))
-    return next_mask(plan, replicate, level, trained, before.mask, flips, initial)
+    return next_mask(plan, replicate, level, trained, before.mask, flips, initial, should_stop)

@@ -10,13 +10,13 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ticketlab.errors import FailedRun, Interrupted, TicketlabError
+from ticketlab.errors import FailedRun, Interrupted, Stop, TicketlabError
 from ticketlab.runs.files import scratch
 from ticketlab.workflows.workers import PATIENCE, Body, died
 
@@ -70,7 +70,7 @@ def run_on_ray(
     body: Body,
     jobs: Mapping[int, str],
     workers: int,
-    should_stop: Callable[[], bool],
+    should_stop: Stop,
     address: str | None,
     witness: Path | None,
 ) -> Iterator[object]:

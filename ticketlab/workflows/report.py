@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ticketlab.comparison import Comparison, Network, compare, run_networks, table_rows
+from ticketlab.comparison import Comparison, compare, table_rows
 from ticketlab.errors import RecipeError, RunError
 from ticketlab.page.blocks import Page
 from ticketlab.report import run_levels, state
@@ -17,6 +17,7 @@ from ticketlab.runs.results import OF_KIND
 from ticketlab.runs.rows import csv_bytes
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.whole import outdated
+from ticketlab.trained_networks import Network, run_networks
 from ticketlab.words import counted
 
 PAGE, FIGURES, DATA = "index.html", "figures", "data"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 
 from ticketlab.data.files import Places
-from ticketlab.errors import FailedRun, Interrupted, TicketlabError
+from ticketlab.errors import FailedRun, Interrupted, Stop, TicketlabError
 from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import RecipeFile, read_recipe, recipe_yaml
 from ticketlab.runs.manifest import check_same, environment, now
@@ -90,7 +90,7 @@ METHODS = {
 def prune_run(
     asked: RecipeFile | Plan,
     machine: Machine,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Stop = lambda: False,
     budgets: Mapping[str, Any] | None = None,
 ) -> Iterator[Event]:
     """Find tickets with every replicate of a recipe; yields notices, progress and levels as they are finished.
@@ -175,7 +175,7 @@ def train_replicate(
     run: Path,
     device: str,
     replicate: int,
-    should_stop: Callable[[], bool],
+    should_stop: Stop,
 ) -> Iterator[Seen]:
     """One replicate, in this process or in one of its own, which reads recipe and data itself."""
     torch.set_num_threads(machine.threads)

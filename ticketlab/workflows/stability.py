@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketlab.data.batches import Examples
-from ticketlab.errors import Interrupted
+from ticketlab.errors import Interrupted, Stop
 from ticketlab.pruning.connectivity import STABLE_BELOW, barrier, distance, interpolate, positions
 from ticketlab.report import Estimate, estimate
 from ticketlab.runs.store import RunStore
@@ -96,7 +96,7 @@ class Line:
 
 
 def analyse(
-    points: Sequence[BranchPoint], interpolation: Interpolation, machine: Machine, should_stop: Callable[[], bool]
+    points: Sequence[BranchPoint], interpolation: Interpolation, machine: Machine, should_stop: Stop
 ) -> Iterator[Branched | Notice]:
     """Train the copies of branch points of one run and walk the lines between them, as far as that is not done yet."""
     store = points[0].store

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ticketlab.errors import RunError, TicketlabError
+from ticketlab.errors import RunError, Stop, TicketlabError
 from ticketlab.pruning.connectivity import STABLE_BELOW, bracket, next_probe
 from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.results import INSTABILITY
@@ -64,7 +64,7 @@ class RunAnalysis:
     plan: Plan
     analysis: Analysis
     machine: Machine
-    should_stop: Callable[[], bool]
+    should_stop: Stop
 
     def branch_point(self, level: int, step: int) -> BranchPoint:
         """Where a level at a step is found: in this run, or in one that rewinds to that step.
@@ -91,7 +91,7 @@ class RunAnalysis:
 
 
 def stability_of(
-    trunk: RunStore | RecipeFile, analysis: Analysis, machine: Machine, should_stop: Callable[[], bool] = lambda: False
+    trunk: RunStore | RecipeFile, analysis: Analysis, machine: Machine, should_stop: Stop = lambda: False
 ) -> Iterator[Event | Branched | dict[str, Any]]:
     """`stability_run` of a run, or of a recipe that is run first; what cannot be is told before."""
 
@@ -104,7 +104,7 @@ def stability_of(
 
 
 def stability_run(
-    store: RunStore, analysis: Analysis, machine: Machine, should_stop: Callable[[], bool] = lambda: False
+    store: RunStore, analysis: Analysis, machine: Machine, should_stop: Stop = lambda: False
 ) -> Iterator[Event | Branched | dict[str, Any]]:
     """Instability analysis of a run; yields what is seen, at last the record.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ticketlab.cost import latencies, size
 from ticketlab.data.batches import normalise, shuffled_batches
-from ticketlab.errors import Interrupted, RunError
+from ticketlab.errors import Interrupted, RunError, Stop
 from ticketlab.fusion.widths import Widths, error_curves, uniform, within
 from ticketlab.fusion_findings import (
     findings,
@@ -146,7 +146,7 @@ class Study:
 
 
 def study_run(
-    stores: Sequence[RunStore], machine: Machine, should_stop: Callable[[], bool]
+    stores: Sequence[RunStore], machine: Machine, should_stop: Stop
 ) -> Iterator[Notice | dict[str, Any] | Study]:
     """Work through the grid of all runs; yields each new row, and at the end the study.
 
@@ -175,7 +175,7 @@ def study_run(
 
 
 def _replicate(
-    runs: Sequence[Path], machine: Machine, study: Path, replicate: int, should_stop: Callable[[], bool]
+    runs: Sequence[Path], machine: Machine, study: Path, replicate: int, should_stop: Stop
 ) -> Iterator[dict[str, Any]]:
     """All cells of one replicate, run by run, level by level."""
     torch.set_num_threads(machine.threads)

@@ -9,7 +9,7 @@ Sources: Zhou et al. 2019, "Deconstructing lottery tickets"; Ramanujan et al. 20
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ticketlab.data.batches import Examples
-from ticketlab.errors import Interrupted, RunError
+from ticketlab.errors import Interrupted, RunError, Stop
 from ticketlab.pruning.criteria import criteria
 from ticketlab.pruning.masks import Mask, State, density, full_mask, masked
 from ticketlab.recipe import Recipe
@@ -72,7 +72,7 @@ def supermask_run(
     names: Sequence[str],
     learning: Learning | None,
     machine: Machine,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Stop = lambda: False,
 ) -> Iterator[Branched | Notice | dict[str, Any]]:
     """Judge or learn masks with every replicate of a run; yields what is seen, at last the record.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ticketlab.errors import FailedRun, Interrupted, TicketlabError
+from ticketlab.errors import FailedRun, Interrupted, Stop, TicketlabError
 from ticketlab.recipe_file import RecipeFile
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.plan import Plan
@@ -87,7 +87,7 @@ class Progressing:
 
 
 def sweep_run(
-    recipe: Path, points: Sequence[Point], machine: Machine, should_stop: Callable[[], bool] = lambda: False
+    recipe: Path, points: Sequence[Point], machine: Machine, should_stop: Stop = lambda: False
 ) -> Iterator[Begun | Pointed | Notice]:
     """Run every point; yields what is seen. A point that fails keeps no other from being finished.
 
@@ -158,7 +158,7 @@ def _work(
     machine: Machine,
     device: str,
     job: int,
-    should_stop: Callable[[], bool],
+    should_stop: Stop,
 ) -> Iterator[Pointed | Ended]:
     """One replicate of one point, in this process or in one of its own."""
     index, replicate = jobs[job]

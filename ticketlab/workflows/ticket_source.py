@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ticketlab.comparison import cost_behind
 from ticketlab.draws import draws
 from ticketlab.errors import MissingRun, RunError
 from ticketlab.pruning.masks import Mask, masked
@@ -18,6 +17,7 @@ from ticketlab.report import sum_known
 from ticketlab.runs.find import find_run, is_path_of_run, list_runs, matching
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.ticket import digest
+from ticketlab.trained_networks import cost_behind
 
 KEY = ("ticket",)
 

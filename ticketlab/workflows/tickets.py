@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketlab.data.batches import Examples, permutation
-from ticketlab.errors import FailedRun, PruningError
+from ticketlab.errors import FailedRun, PruningError, Stop
 from ticketlab.models.build import call_builder, find_builder
 from ticketlab.models.compact import layer_widths, rebuild
 from ticketlab.pruning.allocate import prune
@@ -169,20 +169,23 @@ def next_mask(
     before: Mask,
     flips: Mapping[str, Tensor],
     initial: Mapping[str, Tensor],
+    should_stop: Stop = lambda: False,
 ) -> Mask:
     """Saliency of trained weights → the exact number of weights for a level.
 
-    Raises FailedRun that names the criterion where its saliency is of no use.
+    Raises FailedRun that names the criterion where its saliency is of no use, Interrupted when asked to stop.
     """
     numbers = {name: trained[name] for name in before}
     progress = plan.schedule.completed(level) / plan.steps if plan.schedule else 1.0
     seed = derive_seed(replicate_seed(plan, replicate), "criterion", level)
-    measured = measured_by(plan, replicate, trained, before)
+    measured = measured_by(plan, replicate, trained, before, should_stop)
     observed = Observed(seed, initial, progress, flips, measured)
     return mask_by_criterion(plan, numbers, before, observed, plan.keeps(level), f"level {level}")
 
 
-def mask_at_init(plan: Plan, replicate: int, level: int, weights: Mapping[str, Tensor]) -> Mask:
+def mask_at_init(
+    plan: Plan, replicate: int, level: int, weights: Mapping[str, Tensor], should_stop: Stop = lambda: False
+) -> Mask:
     """A level's mask from weights that are still to be trained, in `pruning.rounds` prunings by the same share each.
 
     The criterion looks at what the round before left. Source: Tanaka et al. 2020 (SynFlow), algorithm 1.
@@ -191,7 +194,7 @@ def mask_at_init(plan: Plan, replicate: int, level: int, weights: Mapping[str, T
     for at in range(1, whole + 1):
         left = masked(weights, mask)
         seed = derive_seed(replicate_seed(plan, replicate), "criterion", level, *([at] if whole > 1 else []))
-        observed = Observed(seed, weights, 0.0, {}, measured_by(plan, replicate, weights, mask))
+        observed = Observed(seed, weights, 0.0, {}, measured_by(plan, replicate, weights, mask, should_stop))
         where = f"level {level}, round {at}"
         saliency = saliencies(plan, {name: left[name] for name in mask}, mask, observed, where)
         if at == 1 and decides_nothing(saliency, plan.pools):
@@ -202,30 +205,34 @@ def mask_at_init(plan: Plan, replicate: int, level: int, weights: Mapping[str, T
     return mask
 
 
-def measured_by(plan: Plan, replicate: int, weights: Mapping[str, Tensor], mask: Mask) -> dict[str, dict[str, Tensor]]:
+def measured_by(
+    plan: Plan, replicate: int, weights: Mapping[str, Tensor], mask: Mask, should_stop: Stop
+) -> dict[str, dict[str, Tensor]]:
     """What training examples say of weights under a mask, of the kinds that the criterion asks for."""
     needs = criteria.needs(plan.recipe.pruning.criterion)
     if not needs & set(MEASURED):
         return {}
     try:
-        return measure(_probe(plan, replicate, masked(weights, mask), mask), needs)
+        return measure(_probe(plan, replicate, masked(weights, mask), mask, should_stop), needs)
     except PruningError as error:
         raise FailedRun(f"criterion '{plan.recipe.pruning.criterion}': {error}") from error
 
 
-def made_up(plan: Plan, replicate: int, trained: Mapping[str, Tensor], mask: Mask) -> dict[str, Tensor]:
+def made_up(
+    plan: Plan, replicate: int, trained: Mapping[str, Tensor], mask: Mask, should_stop: Stop
+) -> dict[str, Tensor]:
     """Trained weights, of which the remaining ones make up for those that the mask removes."""
     try:
-        moments = input_moments(_probe(plan, replicate, trained, mask))
+        moments = input_moments(_probe(plan, replicate, trained, mask, should_stop))
     except PruningError as error:
         raise FailedRun(f"pruning.compensate: {error}") from error
     return {**trained, **{name: compensated(trained[name], kept, moments[name]) for name, kept in mask.items()}}
 
 
-def _probe(plan: Plan, replicate: int, weights: Mapping[str, Tensor], mask: Mask) -> Probe:
+def _probe(plan: Plan, replicate: int, weights: Mapping[str, Tensor], mask: Mask, should_stop: Stop) -> Probe:
     model = plan.build(0)
     model.load_state_dict(weights)
-    return Probe(model, _examples(plan, replicate), list(mask))
+    return Probe(model, _examples(plan, replicate), list(mask), should_stop)
 
 
 def _examples(plan: Plan, replicate: int) -> Examples:

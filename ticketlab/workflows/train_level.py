@@ -13,7 +13,7 @@ from torch import nn
 
 from ticketlab.cost import layer_macs, masked_flops, shares, training_flops
 from ticketlab.data.batches import Examples, Splits
-from ticketlab.errors import FailedRun, Interrupted
+from ticketlab.errors import FailedRun, Interrupted, Stop
 from ticketlab.fusion.paths import effective_density
 from ticketlab.pruning.masks import Mask, remaining
 from ticketlab.runs.store import Level, RunStore
@@ -46,7 +46,7 @@ class Settings:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     checkpoint_seconds: float = 15.0
     """Time between checkpoints inside a level."""
-    should_stop: Callable[[], bool] = lambda: False
+    should_stop: Stop = lambda: False
     """Asked after each step; once true, the state is saved and Interrupted is raised."""
 
 

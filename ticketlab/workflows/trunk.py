@@ -15,7 +15,7 @@ import torch
 
 from ticketlab.data.batches import Examples, permutation
 from ticketlab.data.files import Places
-from ticketlab.errors import RunError
+from ticketlab.errors import RunError, Stop
 from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
@@ -78,7 +78,7 @@ def run_plan(store: RunStore, places: Places, overrides: Sequence[str] = ()) -> 
     return make_plan(*load_data(run_file(store, overrides), places))
 
 
-def pruned(plan: Plan, machine: Machine, should_stop: Callable[[], bool]) -> Generator[Event, None, RunStore]:
+def pruned(plan: Plan, machine: Machine, should_stop: Stop) -> Generator[Event, None, RunStore]:
     """Prune as planned, or take up what is there; a generator that returns the run, at once if it is finished."""
     store = RunStore(machine.runs / plan.name)
     if not _is_finished(plan, store):
@@ -95,7 +95,7 @@ def _is_finished(plan: Plan, store: RunStore) -> bool:
 
 
 def trunk_run(
-    trunk: RunStore | RecipeFile, check: Callable[[Plan], None], machine: Machine, should_stop: Callable[[], bool]
+    trunk: RunStore | RecipeFile, check: Callable[[Plan], None], machine: Machine, should_stop: Stop
 ) -> Generator[Event, None, RunStore]:
     """The run in question; a recipe is run first, if `check` has nothing against its plan."""
     if isinstance(trunk, RunStore):
@@ -151,7 +151,7 @@ def run_branches(
     branches: Sequence[Branch],
     train: Train,
     machine: Machine,
-    should_stop: Callable[[], bool],
+    should_stop: Stop,
 ) -> Iterator[Branched | Notice]:
     """Train branches of a run that its caller has locked, dealt out to processes; `train` skips finished ones."""
     if not branches:
@@ -175,7 +175,7 @@ def _work_through(
     run: Path,
     device: str,
     number: int,
-    should_stop: Callable[[], bool],
+    should_stop: Stop,
 ) -> Iterator[Branched]:
     """Some branches one after the other, in this process or in one of its own, which reads run and data itself."""
     torch.set_num_threads(machine.threads)

@@ -18,7 +18,7 @@ from ticketlab.claims import (
     terms,
     verdict,
 )
-from ticketlab.errors import RecipeError, RunError, TicketlabError
+from ticketlab.errors import RecipeError, RunError, Stop, TicketlabError
 from ticketlab.pruning.controls import controls
 from ticketlab.pruning.criteria import criteria
 from ticketlab.recipe import ClaimSection
@@ -80,7 +80,7 @@ class Claim:
 
 
 def verify_run(
-    file: RecipeFile, machine: Machine, should_stop: Callable[[], bool] = lambda: False, may_train: bool = True
+    file: RecipeFile, machine: Machine, should_stop: Stop = lambda: False, may_train: bool = True
 ) -> Iterator[Event | Branched | dict[str, Any]]:
     """Run what the claims of a recipe need, judge them; yields what is seen, at last the record.
 
@@ -138,7 +138,7 @@ def _show(store: RunStore, record: Mapping[str, Any]) -> None:
 
 
 def _beside(
-    claims: Sequence[Claim], stores: Mapping[tuple[str, ...], RunStore], machine: Machine, stop: Callable[[], bool]
+    claims: Sequence[Claim], stores: Mapping[tuple[str, ...], RunStore], machine: Machine, stop: Stop
 ) -> Iterator[Event | Branched]:
     """Run what claims need beside the tickets of their runs."""
     store = stores[()]

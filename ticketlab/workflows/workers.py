@@ -15,13 +15,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
-from ticketlab.errors import FailedRun, Interrupted, TicketlabError
+from ticketlab.errors import FailedRun, Interrupted, Stop, TicketlabError
 
 RESTARTS = 3
 """Times that a job is started again after its process died, before the run fails."""
 PATIENCE = 30.0  # seconds for workers to save their state when the run is interrupted
 
-Body = Callable[[int, Callable[[], bool]], Iterator[object]]
+Body = Callable[[int, Stop], Iterator[object]]
 """(number of the job, asked to stop?) → what the parent is to hear; must be picklable."""
 
 
@@ -56,7 +56,7 @@ def run_jobs(
     body: Body,
     jobs: Mapping[int, str],
     workers: int,
-    should_stop: Callable[[], bool],
+    should_stop: Stop,
     engine: Engine = Engine(),
     witness: Path | None = None,
 ) -> Iterator[object]:
@@ -77,9 +77,7 @@ def run_jobs(
         yield from run_processes(body, jobs, workers, should_stop)
 
 
-def run_processes(
-    body: Body, jobs: Mapping[int, str], workers: int, should_stop: Callable[[], bool]
-) -> Iterator[object]:
+def run_processes(body: Body, jobs: Mapping[int, str], workers: int, should_stop: Stop) -> Iterator[object]:
     """Run each job in a process, `workers` at a time, and yield what they yield.
 
     An error in one is raised here after the others have saved their state. Raises Interrupted when asked to

@@ -6,11 +6,11 @@ The same rounds, clients, partition and seeds, trained in this process.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ticketlab.data.files import Places
-from ticketlab.errors import Interrupted
+from ticketlab.errors import Interrupted, Stop
 from ticketlab.federate.direct import Direct
 from ticketlab.runs.store import RunStore
 from ticketlab.runs.tensorboard import FederationEvents
@@ -33,7 +33,7 @@ def controls_of(
     given: Shipment,
     request: Mapping[str, Any],
     places: Places,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Stop = lambda: False,
 ) -> Iterator[Notice | dict[str, Any]]:
     """Each control's record, read where it is finished; none for a network whose run has no dense one of its sizes.
 

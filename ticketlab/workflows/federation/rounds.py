@@ -14,7 +14,7 @@ from typing import Any
 
 from ticketlab import federate
 from ticketlab.data.partition import partitions
-from ticketlab.errors import FailedRun, Interrupted, TicketlabError
+from ticketlab.errors import FailedRun, Interrupted, Stop, TicketlabError
 from ticketlab.federate.processes import TESTED, Child, flwr, was_tested
 from ticketlab.runs.results import FEDERATED, REQUEST
 from ticketlab.runs.store import RunStore
@@ -42,7 +42,7 @@ def federate_ticket(
     given: Shipment,
     asked: Asked,
     machine: Machine,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Stop = lambda: False,
     with_controls: bool = False,
     host: str | None = None,
 ) -> Iterator[Event]:
@@ -119,7 +119,7 @@ def _rounds(
     request: Mapping[str, Any],
     done: int,
     entrance: Entrance,
-    should_stop: Callable[[], bool],
+    should_stop: Stop,
 ) -> Iterator[Event]:
     """Read the rounds that were done before; for more of them start everything, follow them, stop everything."""
     numbers = range(1, request["settings"]["rounds"] + 1)

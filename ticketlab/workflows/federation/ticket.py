@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ticketlab.errors import RunError, TicketlabError
+from ticketlab.errors import RunError, Stop, TicketlabError
 from ticketlab.recipe import FEW_CLIENTS, FederateSection, Recipe
 from ticketlab.recipe_file import RecipeFile, parse_recipe, read_recipe
 from ticketlab.runs.store import Level, RunStore
@@ -44,7 +44,7 @@ class Wanted:
     """Address that enrolled clients are listened for on."""
 
 
-def federate_run(wanted: Wanted, machine: Machine, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+def federate_run(wanted: Wanted, machine: Machine, should_stop: Stop = lambda: False) -> Iterator[Event]:
     """Find the network, pruning first where there is none, and train it across clients."""
     check_flower(wanted.simulate is not None)
     said = [f"federate.{name}={value}" for name, value in (wanted.settings or {}).items() if value is not None]
@@ -76,7 +76,7 @@ def federate_run(wanted: Wanted, machine: Machine, should_stop: Callable[[], boo
 
 
 def _store(
-    wanted: Wanted, machine: Machine, overrides: list[str], should_stop: Callable[[], bool]
+    wanted: Wanted, machine: Machine, overrides: list[str], should_stop: Stop
 ) -> Generator[Event, None, RunStore]:
     """The run of that name or the newest ticket; where there is none, one is found with the default recipe."""
     try:
@@ -91,9 +91,7 @@ def _store(
         return (yield from _found_first(file, machine, should_stop))
 
 
-def _found_first(
-    file: RecipeFile, machine: Machine, should_stop: Callable[[], bool]
-) -> Generator[Event, None, RunStore]:
+def _found_first(file: RecipeFile, machine: Machine, should_stop: Stop) -> Generator[Event, None, RunStore]:
     """Prune as the recipe says, telling each level; returns the run."""
     store: RunStore | None = None
     for event in prune_run(file, machine, should_stop):
