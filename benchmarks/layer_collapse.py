@@ -18,7 +18,9 @@ from ticketlab.data.files import Places
 from ticketlab.fusion.paths import effective_density
 from ticketlab.recipe_file import read_recipe
 from ticketlab.seeds import derive_seed
-from ticketlab.workflows.plan import Plan, load_data, make_plan
+from ticketlab.workflows.inputs import load_data
+from ticketlab.workflows.make_plan import make_plan
+from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.tickets import mask_at_init, replicate_seed
 
 EXPONENTS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)

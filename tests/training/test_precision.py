@@ -9,7 +9,8 @@ from support import equal, states, untimed
 from ticketlab.errors import Interrupted, RecipeError
 from ticketlab.report import run_levels
 from ticketlab.training.loop import Adjust, train_steps
-from ticketlab.workflows.plan import load_data, make_plan
+from ticketlab.workflows.inputs import load_data
+from ticketlab.workflows.make_plan import make_plan
 from ticketlab.workflows.run import Machine, Started, prune_run
 
 CONVOLUTIONS = (

@@ -12,7 +12,8 @@ from ticketlab.pruning.masks import masked, remaining
 from ticketlab.report import run_levels
 from ticketlab.seeds import derive_seed
 from ticketlab.trained_networks import run_networks
-from ticketlab.workflows.plan import check_recipe, load_data, make_plan
+from ticketlab.workflows.inputs import check_recipe, load_data
+from ticketlab.workflows.make_plan import make_plan
 
 NAMES = ["fc1.weight", "fc2.weight", "output.weight"]
 

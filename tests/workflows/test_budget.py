@@ -16,8 +16,9 @@ from ticketlab.runs.store import RunStore
 from ticketlab.workflows import budget
 from ticketlab.workflows.budget import Choice, choose, parse_budget, plan_budget, replicate_seconds, seed_deviation
 from ticketlab.workflows.estimate import forecast
+from ticketlab.workflows.inputs import load_data
+from ticketlab.workflows.make_plan import make_plan
 from ticketlab.workflows.pace import Pace, measure, measure_at_work, timed_levels
-from ticketlab.workflows.plan import load_data, make_plan
 from ticketlab.workflows.run import Machine, Started, prune_run
 
 CHEAP = Pace({0: 0.01}, example=0.0, level=1.0, start=4.0)

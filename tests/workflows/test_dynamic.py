@@ -13,7 +13,8 @@ from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.trained_networks import run_networks
 from ticketlab.workflows.controls import control_run
-from ticketlab.workflows.plan import check_recipe, load_data, make_plan
+from ticketlab.workflows.inputs import check_recipe, load_data
+from ticketlab.workflows.make_plan import make_plan
 from ticketlab.workflows.tickets import mask_at_init
 from ticketlab.workflows.trainer import LevelTask, level_steps, make_trainer
 

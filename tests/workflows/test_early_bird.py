@@ -21,7 +21,8 @@ from ticketlab.seeds import derive_seed
 from ticketlab.workflows.draw import ticket_network
 from ticketlab.workflows.early_bird import early_bird_replicate
 from ticketlab.workflows.estimate import forecast
-from ticketlab.workflows.plan import load_data, make_plan
+from ticketlab.workflows.inputs import load_data
+from ticketlab.workflows.make_plan import make_plan
 from ticketlab.workflows.progress import Drawn, Notice
 from ticketlab.workflows.search import Search
 from ticketlab.workflows.source import from_run

@@ -14,7 +14,8 @@ from ticketlab.runs.store import Level, RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.training.loop import revived
 from ticketlab.workflows.early_bird import early_bird_replicate
-from ticketlab.workflows.plan import load_data, make_plan
+from ticketlab.workflows.inputs import load_data
+from ticketlab.workflows.make_plan import make_plan
 from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.prune import prune_replicate
 from ticketlab.workflows.train_level import Settings

@@ -10,7 +10,8 @@ from ticketlab.errors import RecipeError
 from ticketlab.recipe_file import read_recipe, read_variants
 from ticketlab.workflows.check import check_all
 from ticketlab.workflows.estimate import forecast
-from ticketlab.workflows.plan import Data, load_data, make_plan
+from ticketlab.workflows.inputs import Data, load_data
+from ticketlab.workflows.make_plan import make_plan
 from ticketlab.workflows.run import Machine
 from ticketlab.workflows.sweep_points import points_of
 

@@ -12,7 +12,8 @@ from ticketlab.pruning.criteria import criteria
 from ticketlab.pruning.masks import masked, remaining
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.seeds import derive_seed
-from ticketlab.workflows.plan import load_data, make_plan
+from ticketlab.workflows.inputs import load_data
+from ticketlab.workflows.make_plan import make_plan
 from ticketlab.workflows.prune import prune_replicate
 from ticketlab.workflows.tickets import ticket_weights
 from ticketlab.workflows.train_level import Settings

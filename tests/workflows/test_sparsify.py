@@ -6,7 +6,8 @@ from support import equal, states, stopped_at, untimed
 
 from ticketlab.errors import FailedRun, RecipeError
 from ticketlab.runs.store import RunStore
-from ticketlab.workflows.plan import check_recipe, load_data, make_plan
+from ticketlab.workflows.inputs import check_recipe, load_data
+from ticketlab.workflows.make_plan import make_plan
 from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.prune import prune_replicate
 from ticketlab.workflows.train_level import Settings

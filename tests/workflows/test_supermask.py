@@ -13,8 +13,9 @@ from ticketlab.errors import Interrupted, RunError, TicketlabError
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
 from ticketlab.training.loop import evaluate
+from ticketlab.workflows.inputs import load_data
 from ticketlab.workflows.learn_mask import ask_learning, initial_weights
-from ticketlab.workflows.plan import load_data, make_plan
+from ticketlab.workflows.make_plan import make_plan
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.supermask import DENSITIES, ONE_SHOT, supermask_run
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ticketlab.errors import RecipeError
-from ticketlab.workflows.plan import check_recipe
+from ticketlab.workflows.inputs import check_recipe
 
 OBS = "method=oneshot", "pruning={criterion: obs, densities: [0.2, 0.1], after: lr_rewind}"
 

@@ -12,7 +12,7 @@ from ticketlab.recipe_file import read_recipe, read_variants
 from ticketlab.report import run_levels
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.trained_networks import run_networks
-from ticketlab.workflows.plan import check_recipe, run_hash
+from ticketlab.workflows.inputs import check_recipe, run_hash
 from ticketlab.workflows.run import Machine, Started, prune_run
 from ticketlab.workflows.sweep import Begun, Pointed, sweep_run
 from ticketlab.workflows.sweep_points import check_points, points_of

@@ -143,7 +143,8 @@ def test_what_a_claim_expects_is_told_by_its_fields(claiming):
 
 
 def test_the_level_of_a_density_is_the_nearest_within_two_per_cent(claiming, places):
-    from ticketlab.workflows.plan import load_data, make_plan
+    from ticketlab.workflows.inputs import load_data
+    from ticketlab.workflows.make_plan import make_plan
 
     file = claiming()
     assert [claim.level for claim in find_claims(file, lambda each: make_plan(*load_data(each, places)))] == [2, 1, 1]
@@ -249,7 +250,8 @@ def test_what_a_run_with_a_stand_in_is_asked_says_so_each_time(claiming, machine
 
 
 def test_others_are_measured_at_their_own_level_of_the_density(claiming, places):
-    from ticketlab.workflows.plan import load_data, make_plan
+    from ticketlab.workflows.inputs import load_data
+    from ticketlab.workflows.make_plan import make_plan
 
     def planned(file):
         return make_plan(*load_data(file, places))

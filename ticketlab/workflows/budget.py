@@ -26,8 +26,9 @@ from ticketlab.report import deviation, half_width, run_levels
 from ticketlab.runs.find import list_runs
 from ticketlab.runs.manifest import short_hash
 from ticketlab.steps import Duration
+from ticketlab.workflows.inputs import user_files
 from ticketlab.workflows.pace import Pace, measure_at_work
-from ticketlab.workflows.plan import Plan, user_files
+from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Machine, plan_on
 
 FEWEST, ENOUGH = 2, 5

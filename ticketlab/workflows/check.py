@@ -6,7 +6,8 @@ from functools import partial
 
 from ticketlab.errors import MissingData, MissingRun
 from ticketlab.recipe_file import RecipeFile
-from ticketlab.workflows.plan import check_recipe, load_data, make_plan
+from ticketlab.workflows.inputs import check_recipe, load_data
+from ticketlab.workflows.make_plan import make_plan
 from ticketlab.workflows.run import Machine, plan_on
 from ticketlab.workflows.ticket_source import TicketSource, find_source
 from ticketlab.workflows.transfer import transfer_plan

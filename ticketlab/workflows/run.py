@@ -23,7 +23,9 @@ from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import digest
 from ticketlab.seeds import derive_seed
 from ticketlab.workflows.early_bird import early_bird_replicate
-from ticketlab.workflows.plan import Load, Plan, check_recipe, load_data, make_plan, user_files
+from ticketlab.workflows.inputs import Load, check_recipe, load_data, user_files
+from ticketlab.workflows.make_plan import make_plan
+from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.progress import Notice, Seen
 from ticketlab.workflows.prune import prune_replicate
 from ticketlab.workflows.ray_engine import check_ray

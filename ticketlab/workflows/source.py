@@ -22,7 +22,9 @@ from ticketlab.registry import load_file
 from ticketlab.runs.network import read_foreign_state, read_network
 from ticketlab.runs.store import Level, RunStore
 from ticketlab.runs.ticket import digest
-from ticketlab.workflows.plan import Data, Plan, load_data, make_plan
+from ticketlab.workflows.inputs import Data, load_data
+from ticketlab.workflows.make_plan import make_plan
+from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.trunk import run_plan
 
 

@@ -12,7 +12,8 @@ from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.results import INSTABILITY
 from ticketlab.runs.store import RunStore
 from ticketlab.steps import Duration
-from ticketlab.workflows.plan import Plan, run_name
+from ticketlab.workflows.inputs import run_name
+from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.run import Event, Machine, plan_on, told
 from ticketlab.workflows.stability import BranchPoint, Interpolation, analyse, branch_point_row

@@ -16,7 +16,8 @@ from ticketlab.errors import RecipeError, TicketlabError
 from ticketlab.recipe import Recipe
 from ticketlab.recipe_file import parse_value, read_recipe, unless_set
 from ticketlab.registry import did_you_mean
-from ticketlab.workflows.plan import Plan, load_once
+from ticketlab.workflows.inputs import load_once
+from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Machine, plan_on
 
 MAX_POINTS = 1000

@@ -19,7 +19,9 @@ from ticketlab.errors import RunError, Stop
 from ticketlab.recipe_file import RecipeFile, read_recipe
 from ticketlab.runs.store import RunStore
 from ticketlab.seeds import derive_seed
-from ticketlab.workflows.plan import Plan, load_data, make_plan
+from ticketlab.workflows.inputs import load_data
+from ticketlab.workflows.make_plan import make_plan
+from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.progress import Notice
 from ticketlab.workflows.run import Event, Machine, death_notice, plan_on, prune_run, told
 from ticketlab.workflows.train_level import Settings

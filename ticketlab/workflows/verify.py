@@ -27,8 +27,9 @@ from ticketlab.registry import did_you_mean
 from ticketlab.runs.results import CLAIMS, control_folder
 from ticketlab.runs.store import RunStore
 from ticketlab.workflows.controls import control_run
+from ticketlab.workflows.inputs import load_once
 from ticketlab.workflows.learn_mask import WEIGHTS
-from ticketlab.workflows.plan import Plan, load_once
+from ticketlab.workflows.plan import Plan
 from ticketlab.workflows.run import Event, Machine, plan_on, told
 from ticketlab.workflows.stability import BranchPoint, Interpolation, barriers_by_seed
 from ticketlab.workflows.stability_search import Analysis, stability_run
