@@ -78,11 +78,11 @@ def tasks(what: str) -> list[Task]:
 
 def show(what: str, runs: Path) -> None:
     """Markdown tables: test accuracy and, in brackets, the paired difference from plain magnitude."""
-    from ticketlab.comparison import Network, run_networks
     from ticketlab.recipe import recipe_hash
     from ticketlab.recipe_file import read_recipe
     from ticketlab.report import estimate
     from ticketlab.runs.store import RunStore
+    from ticketlab.trained_networks import Network, run_networks
 
     found: dict[str, dict[str, dict[float, dict[int, Network]]]] = {}
     for heading, name, recipe, overrides in tasks(what):

@@ -1,6 +1,7 @@
 """Boundaries that import-linter cannot see."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -52,6 +53,15 @@ def test_no_torch_is_loaded_for_help():
 
 def test_every_module_opens_with_a_docstring():
     assert [p.name for p in PACKAGE.rglob("*.py") if not ast.get_docstring(ast.parse(p.read_text()))] == []
+
+
+def test_what_benchmarks_import_is_there():
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ticketlab"):
+                found = importlib.import_module(node.module)
+                missing = [name.name for name in node.names if not hasattr(found, name.name)]
+                assert not missing, f"{path.name}: {node.module} has no {missing}"
 
 
 def test_the_readme_prints_the_tree_as_it_is():

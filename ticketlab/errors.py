@@ -1,11 +1,11 @@
-"""Every error that a user can cause, in one tree; each knows the exit status it leads to."""
+"""Every error that a user can cause, in one tree, each with the exit status it leads to; how a stop is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Stop = Callable[[], bool]
-"""Asked from time to time; once it is true, what is running saves its state and raises Interrupted."""
+"""Asked from time to time: once it is true, what is running saves what it has and ends."""
 
 
 class TicketlabError(Exception):

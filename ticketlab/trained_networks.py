@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ticketlab.draws import draws
+from ticketlab.errors import RunError
 from ticketlab.pruning.criteria import criteria
 from ticketlab.recipe import Recipe, dotted
 from ticketlab.recipe_file import read_recipe
@@ -28,7 +28,7 @@ class Network:
     data: str
     """Data set and model."""
     settings: dict[str, Any]
-    """Fields of the recipe that say which method it is."""
+    """What says which method it is: fields of the recipe, files of the user's own, when an early bird was drawn."""
     changed: int
     """Number of fields that are not at their defaults."""
     density: float
@@ -135,7 +135,8 @@ def _search(store: RunStore, level: Level, recipe: Recipe) -> dict[str, Any]:
     if recipe.method != "transfer" or level.level == 0:
         return dict.fromkeys(("flops", "remaining_flops", "seconds"), 0.0)
     ticket = store.read_ticket(level.replicate, level.level)
-    assert ticket is not None, "a finished level has its ticket"
+    if ticket is None:
+        raise RunError(f"{store.path}: level {level.level} of replicate {level.replicate} has lost its ticket")
     return dict(ticket.facts["source"]["search"])
 
 
@@ -146,7 +147,7 @@ def _found_by(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _own_files(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Files of the user's own as they were: an edited one makes another method."""
-    return {f"files.{Path(name).stem}": digest[:6] for name, digest in manifest.get("files", {}).items()}
+    return {f"files.{name.removesuffix('.py')}": digest[:6] for name, digest in manifest.get("files", {}).items()}
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

@@ -61,7 +61,13 @@ def test_a_damaged_run_is_left_out_by_name_and_the_others_are_compared(ticketlab
     assert f"{first.name} is left out: " in ran.stderr and "recipe.yaml: no such recipe" in ran.stderr
     (found,) = json.loads(ran.stdout)["comparisons"]
     assert len({point["method"] for point in found["points"]}) == 2
-    (second / "manifest.json").write_text("{")
+    manifest = json.loads((second / "manifest.json").read_text())
+    for damage in ("{", json.dumps({name: told for name, told in manifest.items() if name != "data"})):
+        (second / "manifest.json").write_text(damage)
+        for named in (["tiny"], [str(path) for path in (first, second, third)]):
+            ran = ticketlab("report", "--compare", *named)
+            assert ran.exit_code == 2 and "two runs or more" in ran.stderr
+            assert first.name in ran.stderr and second.name in ran.stderr and third.name not in ran.stderr
     ran = ticketlab("report", "--compare", "tiny")
     assert ran.exit_code == 2 and "two runs or more" in ran.stderr
     assert first.name in ran.stderr and second.name in ran.stderr and third.name not in ran.stderr

@@ -188,7 +188,7 @@ def test_a_run_can_be_stopped_while_a_criterion_looks_at_examples(run, tmp_path,
     for look in (1, 2, looks):
         # level 0 asks after each of its 30 steps; at_init looks before each round, in batches of 100; the surgeon at
         # 1,000 examples for the mask, and again for what remains
-        with pytest.raises(Interrupted, match="while the criterion looked"):
+        with pytest.raises(Interrupted, match="while the network was looked at"):
             run(*overrides, folder=f"stopped_{look}", settings=Settings(should_stop=StopAt(30 + look)))
         assert RunStore(tmp_path / f"stopped_{look}").read_ticket(1, 1) is None
         _, store, resumed = run(*overrides, folder=f"stopped_{look}")

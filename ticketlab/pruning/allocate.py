@@ -180,7 +180,9 @@ def lowest(values: Tensor, count: int) -> Tensor:
     """Where the `count` lowest values stand; of equal ones the earlier. A selection, ten times faster than a sort."""
     if count == 0:
         return torch.zeros_like(values, dtype=torch.bool)
-    threshold = values.kthvalue(count).values
+    above = len(values) - count
+    are_few = 10 * above < count  # selecting those that stay takes a quarter to three quarters of the time
+    threshold = values.topk(above + 1, sorted=False).values.min() if are_few else values.kthvalue(count).values
     lowest = values <= threshold
     ties = int(lowest.sum()) - count
     if ties:

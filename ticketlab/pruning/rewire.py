@@ -36,7 +36,7 @@ def anywhere(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
     if 2 * (int(free.sum()) - count) < len(free):
         places = free.nonzero().squeeze(1)
         chosen[places[torch.randperm(len(places), generator=generator)[:count]]] = True
-    else:  # one after the other, again where a place is taken: what counts is `count`, not the size of the layer
+    else:  # half of all places stay free: one after the other, again where a place is taken or not allowed
         while missing := count - int(chosen.sum()):
             drawn = torch.randint(len(free), (missing,), generator=generator)
             chosen[drawn[free[drawn]]] = True

@@ -111,7 +111,7 @@ def find_runs(root: Path, name: str, kind: str) -> list[RunStore]:
     """All runs of a kind that a path or a name fits, as `matching` has it; raises RunError with the nearest name."""
     if is_path_of_run(name):
         run = RunStore(Path(name))
-        if run.kind != kind:
+        if not is_kind(run, kind, if_damaged=True):
             raise RunError(f"{name} was made by ticketlab {run.kind}, not by ticketlab {kind}")
         return [run]
     known = _known(root, kind)

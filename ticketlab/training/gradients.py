@@ -41,12 +41,12 @@ class Probe:
     names: Sequence[str]
     """Of the weights in question."""
     should_stop: Stop = lambda: False
-    """Asked before each batch."""
+    """Asked before each batch, and before the flow is measured."""
 
     def go_on(self) -> None:
         """Raises Interrupted where it is time to stop."""
         if self.should_stop():
-            raise Interrupted("stopped while the criterion looked at the network; what was saved before it is safe")
+            raise Interrupted("stopped while the network was looked at; all before is saved, the same command goes on")
 
     def parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """The weights in question, of a copy of the model."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ticketlab.pruning.allocate import lowest
 from ticketlab.pruning.masks import State
 from ticketlab.recipe import SparsifySection
 from ticketlab.training.gates import add_gates_, gates_of
@@ -99,9 +100,8 @@ class GlobalSparseMomentum(Sparsify):
         moved = [(weight.detach() * found).abs().flatten() for weight, found in zip(known, gradients, strict=True)]
         every = torch.cat(moved)
         learn = max(1, math.floor(self.share * len(every) + 0.5))
-        among = torch.zeros_like(every, dtype=torch.bool)
-        among[every.topk(learn, sorted=False).indices] = True
-        for found, learns in zip(gradients, among.split([len(part) for part in moved]), strict=True):
+        parts = (~lowest(every, len(every) - learn)).split([len(part) for part in moved])
+        for found, learns in zip(gradients, parts, strict=True):
             found.mul_(learns.view_as(found))
 
 

@@ -195,6 +195,8 @@ def _to_compare(store: RunStore) -> tuple[list[Network], str | None]:
         networks, known = run_networks(store), state(store, store.read_manifest())
     except (RunError, RecipeError) as error:
         return [], f"{store.name} is left out: {error}"
+    except (KeyError, TypeError) as error:
+        return [], f"{store.name} is left out: {outdated(str(store.path), error)}"
     if known == "finished":
         return networks, None
     compared = f"only its {counted(len(networks), 'finished network')}" if networks else "nothing of it"

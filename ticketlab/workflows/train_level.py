@@ -47,7 +47,7 @@ class Settings:
     checkpoint_seconds: float = 15.0
     """Time between checkpoints inside a level."""
     should_stop: Stop = lambda: False
-    """Asked after each step; once true, the state is saved and Interrupted is raised."""
+    """Asked after each step and while examples are looked at; once true, the state is saved and Interrupted raised."""
 
 
 def train_level(
