@@ -35,6 +35,30 @@ def test_an_edited_plugin_makes_another_method(make_run):
     assert compare(stores)[0].methods() == ["imp magnitude", "imp magnitude own/mine=222222"]
 
 
+def test_a_penalty_a_rate_or_an_option_that_one_run_has_alone_makes_another_method(make_run):
+    both = [level(1, 0, 0.9), level(1, 1, 0.8)]
+    changes = {
+        "plain": [], "l0": ["train.sparsify={kind: l0, strength: 0.001}"], "rates": ["pruning.rates={fc1: 0.3}"],
+        "wide": ["model.options={widths: {fc1: 500, fc2: 100}}"], "gentle": ["pruning.rates={fc1: 0.1}"],
+    }  # fmt: skip
+    (found,) = compare([make_run(name, both, "method=oneshot", *change) for name, change in changes.items()])
+    assert found.methods() == [
+        "oneshot magnitude",
+        "oneshot magnitude sparsify=l0",
+        "oneshot magnitude rates=fc1 0.3",
+        "oneshot magnitude options=widths fc1 500, fc2 100",
+        "oneshot magnitude rates=fc1 0.1",
+    ]
+
+
+def test_settings_of_other_methods_are_no_part_of_a_name_and_no_baseline_moves_its_mask(make_run):
+    both = [level(1, 0, 0.9), level(1, 1, 0.8)]
+    moved = make_run("moved", both, "method=dynamic", "dynamic={grow: random, every: 2it}")
+    late = make_run("late", both, "method=gradual", "schedule.shape=cubic", "pruning.levels=1", "train.lr=0.5")
+    (found,) = compare([moved, late, make_run("at_init", both, "method=at_init")])
+    assert found.methods() == ["gradual magnitude lr=0.5", "dynamic magnitude", "at_init magnitude"]
+
+
 def test_levels_of_one_run_stay_apart_however_close(make_run):
     store = make_run("fine", [level(1, n, 0.9, density=0.99**n) for n in range(3)])
     other = make_run("other", [level(1, 0, 0.8)], "pruning.criterion=random")

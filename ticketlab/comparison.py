@@ -157,9 +157,10 @@ def _usual_baseline(named: Sequence[tuple[str, Network]], cells: Collection[tupl
 
     def rank(name: str) -> tuple[bool, int, int]:
         settings = known[name].settings
-        extras = ("train.gradient_noise", "train.sparsify.kind", "pruning.reclaim", "sign_flips.at_once", "ticket")
+        extras = ("train.gradient_noise", "train.sparsify", "pruning.reclaim", "sign_flips.at_once", "ticket")
         shared = sum(density in densities[name] for other, density in cells if other != name)
-        return any(settings.get(extra) for extra in extras), -shared, known[name].changed
+        is_plain = settings["method"] not in ("at_init", "dynamic") and not any(settings.get(one) for one in extras)
+        return not is_plain, -shared, known[name].changed
 
     return min(plain, key=rank) if plain else named[0][0]
 

@@ -53,4 +53,6 @@ def said(common: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_short(one)}" for name, one in value.items()) or "none"
     return "none" if value is None else "yes" if value is True else "no" if value is False else str(value)

@@ -155,7 +155,23 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     name = recipe.pruning.criterion
     options = keyword_options(criteria.find(name)) if name in criteria else {}
     defaults = {f"pruning.options.{option}": parameter.default for option, parameter in options.items()}
-    return defaults | _of_method(dotted(recipe.model_dump(mode="json")))
+    told = _of_method(dotted(recipe.model_dump(mode="json")))
+    told["train.sparsify"] = told.pop("train.sparsify.kind", None)
+    # of these any key may be left out, which is not to have no meaning
+    wholes = {"model.options": recipe.model.options, "pruning.rates": recipe.pruning.rates}
+    idle = [section for section, is_used in _used(recipe).items() if not is_used]
+    apart = tuple(f"{name}." for name in (*wholes, *idle))
+    return defaults | {name: value for name, value in told.items() if not name.startswith(apart)} | wholes
+
+
+def _used(recipe: Recipe) -> dict[str, bool]:
+    """Sections that have a meaning for some methods, and whether they have one here."""
+    return {
+        "dynamic": recipe.method == "dynamic",
+        "schedule": recipe.prunes_in_training,
+        "early_bird": recipe.method == "early_bird",
+        "federate": False,
+    }
 
 
 def _of_method(settings: Mapping[str, Any]) -> dict[str, Any]:

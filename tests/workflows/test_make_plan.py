@@ -10,7 +10,7 @@ from ticketlab.errors import RecipeError
 from ticketlab.recipe_file import read_recipe, read_variants
 from ticketlab.workflows.check import check_all
 from ticketlab.workflows.estimate import forecast
-from ticketlab.workflows.inputs import Data, load_data
+from ticketlab.workflows.inputs import Data, check_recipe, load_data
 from ticketlab.workflows.make_plan import make_plan
 from ticketlab.workflows.run import Machine
 from ticketlab.workflows.sweep_points import points_of
@@ -100,6 +100,12 @@ def test_all_names_are_checked_at_once_and_suggested(tiny, places):
         "data.name: unknown data set 'digit'; did you mean 'digits'?",
     ]
     assert "--set plugins=[none.py]: plugins.0:" in lines[0] and "cannot be read" in lines[0]
+
+
+def test_of_an_unknown_criterion_nothing_else_is_said(tiny, places):
+    with pytest.raises(RecipeError) as error:
+        check_recipe(tiny("pruning={criterion: snipp, examples: 70}"))
+    assert "did you mean 'snip'" in str(error.value) and "examples" not in str(error.value)
 
 
 def test_options_that_do_not_fit_a_signature_are_named(tiny, places):

@@ -105,6 +105,15 @@ def test_asking_for_less_forgets_nothing_of_a_run(tiny, machine):
     assert (kept.pruning.levels, kept.replicates) == (2, 2)
 
 
+def test_a_lost_recipe_is_written_again_by_the_command_that_made_the_run(tiny, machine):
+    store, _ = finish(tiny(), machine)
+    path = store.path / "recipe.yaml"
+    before = path.read_bytes()
+    path.unlink()
+    _, events = finish(tiny(), machine)
+    assert path.read_bytes() == before and sum(isinstance(event, Level) for event in events) == 3
+
+
 def test_a_damaged_checkpoint_stops_the_run_before_it_starts(tiny, machine):
     store, _ = finish(tiny(), machine)
     path = store.level_dir(1, 2) / "checkpoint.safetensors"

@@ -61,6 +61,6 @@ def _accuracy_cell(point: Point | None) -> str:
 def _cost_cell(point: Point | None) -> str:
     if point is None:
         return ""
-    flops = "?" if point.flops is None else f"{point.flops / 1e9:,.0f}"
+    flops = "?" if point.flops is None else f"{point.flops / 1e9:,.{0 if point.flops >= 1e10 else 1}f}"
     effective = "?" if point.effective_density is None else f"{100 * point.effective_density:.3g}"
     return f"{flops} / {point.seconds:.1f} / {effective}"

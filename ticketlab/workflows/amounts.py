@@ -61,7 +61,8 @@ def _of_evidence(recipe: Recipe) -> list[Rule]:
     name = pruning.criterion
     measured = looks_at_examples(name)
     restarts = method in ("imp", "oneshot") and pruning.after in ("lr_rewind", "finetune")
-    is_idle = pruning.examples != PruningSection().examples and not measured and not pruning.compensate
+    is_known = name in criteria  # one that is not is told of elsewhere
+    is_idle = is_known and pruning.examples != PruningSection().examples and not measured and not pruning.compensate
     return [
         (
             pruning.compensate and not restarts,
