@@ -105,7 +105,7 @@ def test_all_names_are_checked_at_once_and_suggested(tiny, places):
 def test_of_an_unknown_criterion_nothing_else_is_said(tiny, places):
     with pytest.raises(RecipeError) as error:
         check_recipe(tiny("pruning={criterion: snipp, examples: 70}"))
-    assert "did you mean 'snip'" in str(error.value) and "examples" not in str(error.value)
+    assert "did you mean 'snip'" in str(error.value) and "looks at no examples" not in str(error.value)
 
 
 def test_options_that_do_not_fit_a_signature_are_named(tiny, places):
