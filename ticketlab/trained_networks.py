@@ -50,11 +50,12 @@ def run_networks(store: RunStore) -> list[Network]:
     manifest = store.read_manifest()
     stand_in = " (STAND-IN)" if manifest.get("stand_in_for") else ""
     changed = len(_of_method(dotted(recipe.model_dump(mode="json", exclude_defaults=True))))
+    settings = _settings(recipe) | _found_by(manifest) | _own_files(manifest)
     return [
         Network(
             run=store.name,
             data=f"{manifest['data']}{stand_in}, {recipe.model.name}",
-            settings=_settings(recipe) | trained.settings | _found_by(manifest) | _own_files(manifest),
+            settings=settings | trained.settings,
             changed=changed,
             density=trained.level.density,
             seed=trained.level.seed,
